@@ -1,0 +1,28 @@
+"""Where to compute and in which precision, each with the sentence that says why."""
+
+import torch
+
+
+def choose_device() -> tuple[torch.device, str]:
+    """The device to train on, and the sentence that says why."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), f"training on the GPU {torch.cuda.get_device_name()}"
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), "training on Apple's GPU (MPS)"
+    return torch.device("cpu"), f"training on the CPU with {torch.get_num_threads()} threads: no GPU was found"
+
+
+def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype to compute in on `device`, and the sentence that says why. Weights are kept in float32 anyway."""
+    if device.type == "cuda":
+        # Not torch.cuda.is_bf16_supported(): it counts emulation, and is True on a T4.
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) >= (8, 0):
+            return torch.bfloat16, f"bfloat16: compute capability {major}.{minor} has it in hardware"
+        return (
+            torch.float16,
+            f"float16 with loss scaling: compute capability {major}.{minor} is below 8.0, which bfloat16 needs",
+        )
+    if device.type == "mps":
+        return torch.bfloat16, "bfloat16: as the chapter trains on Apple's GPU"
+    return torch.float32, "float32: what every CPU computes well"

@@ -1,0 +1,108 @@
+"""Windows of a token file, as a pure function of the step: nothing to save, nothing to lose on a resume."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tinystories_lab.tokenizer import BinInfo
+
+SAMPLINGS = ("random", "shuffle")
+
+
+class BinLoader:
+    """Batches of windows from a token file of uint16 ids.
+
+    `sampling="random"` draws windows anywhere, with replacement, as the chapter does; `"shuffle"` cuts the file into
+    windows side by side and visits each exactly once an epoch, in an order made from (seed, epoch).
+
+    Raises FileNotFoundError for a missing file; ValueError when its size is odd, when it is shorter than one window,
+    when its sidecar disagrees with it or with `tokenizer_sha256`, or when an id does not fit `vocab_size`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        batch_size: int,
+        seq_len: int,
+        seed: int = 0,
+        sampling: str = "random",
+        vocab_size: int | None = None,
+        tokenizer_sha256: str | None = None,
+    ) -> None:
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling is {sampling!r}; it must be one of {SAMPLINGS}")
+        if batch_size < 1 or seq_len < 1:
+            raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}; both must be at least 1")
+        self.path, self.batch_size, self.seq_len = Path(path), batch_size, seq_len
+        self.seed, self.sampling = seed, sampling
+        self.tokens = open_tokens(self.path)
+        self.info = check_sidecar(self.path, len(self.tokens), vocab_size, tokenizer_sha256)
+        if len(self.tokens) < seq_len + 1:
+            raise ValueError(
+                f"{path} holds {len(self.tokens)} tokens; a window of seq_len {seq_len} needs {seq_len + 1}"
+            )
+        # One look at every id is cheap (0.2 s for 200M); an id out of range in the middle of a run is not.
+        if vocab_size is not None and (largest := int(self.tokens.max())) >= vocab_size:
+            raise ValueError(
+                f"{path} holds the token id {largest}, but the model's vocab_size is {vocab_size}: give the model the "
+                "vocabulary of this file's tokenizer, or write the file again (02_tokenizer)"
+            )
+        self.windows = (len(self.tokens) - 1) // seq_len  # side by side, each with one token more to predict
+        self._order = (-1, np.empty(0, np.int64))  # the last epoch's order: a cache, not state
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch of `step`: x and y, int64, each (batch_size, seq_len); y is x one token later."""
+        if self.sampling == "random":
+            rng = np.random.default_rng((self.seed, step))
+            starts = rng.integers(0, len(self.tokens) - self.seq_len, self.batch_size)
+        else:
+            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+            starts = np.array([self._window(position) * self.seq_len for position in positions])
+        windows = self.tokens[starts[:, None] + np.arange(self.seq_len + 1)]  # (batch_size, seq_len + 1)
+        ids = torch.from_numpy(windows.astype(np.int64))
+        return ids[:, :-1], ids[:, 1:]
+
+    def _window(self, position: int) -> int:
+        epoch, index = divmod(position, self.windows)
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.windows))
+        return self._order[1][index]
+
+
+def open_tokens(path: Path) -> np.ndarray:
+    """The ids of a token file, memory-mapped where the disk supports it and read into memory where not."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no token file {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
+    size = path.stat().st_size
+    if size % 2 or not size:
+        raise ValueError(
+            f"{path} has {size} bytes; uint16 ids take two each, so it is damaged: write it again (02_tokenizer)"
+        )
+    try:
+        return np.memmap(path, np.uint16, mode="r")
+    except (OSError, ValueError) as error:
+        warnings.warn(
+            f"{path} cannot be memory-mapped ({error}): reading its {size / 1e6:,.0f} MB into memory", stacklevel=3
+        )
+        return np.fromfile(path, np.uint16)
+
+
+def check_sidecar(path: Path, tokens: int, vocab_size: int | None, tokenizer_sha256: str | None) -> BinInfo | None:
+    """The sidecar of a token file, None where there is none. Raises ValueError where it and the world disagree."""
+    info = BinInfo.of(path)
+    if info is None:
+        return None
+    advice = "write the file again (02_tokenizer)"
+    if info.dtype != "uint16":
+        raise ValueError(f"{path} is said to hold {info.dtype}; only uint16 can be read: {advice}")
+    if info.tokens != tokens:
+        raise ValueError(f"{path} holds {tokens:,} tokens, but its sidecar says {info.tokens:,}: {advice}")
+    if vocab_size is not None and info.vocab_size > vocab_size:
+        raise ValueError(
+            f"{path} was written with {info.vocab_size:,} tokens in the vocabulary, the model has {vocab_size:,}: {advice}"
+        )
+    if tokenizer_sha256 is not None and info.tokenizer_sha256 != tokenizer_sha256:
+        raise ValueError(f"{path} was written with another tokenizer than the tokenizer.json beside it: {advice}")
+    return info

@@ -1,0 +1,147 @@
+"""The network: a decoder-only transformer with RMSNorm, RoPE and SwiGLU, small enough to read in one sitting.
+
+Shapes below: B sequences, T tokens, C = d_model, H heads of D = C / H, V = vocab_size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROPE_BASE = 10_000.0
+NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPTMini; the defaults are the chapter's, 9,952,320 parameters."""
+
+    vocab_size: int = 8_000
+    n_layer: int = 6
+    n_head: int = 8
+    d_model: int = 320
+    max_len: int = 512
+
+    def __post_init__(self) -> None:
+        if min(self.vocab_size, self.n_layer, self.n_head, self.d_model, self.max_len) < 1:
+            raise ValueError(f"every value of {self} must be at least 1")
+        if self.d_model % self.n_head or self.d_model // self.n_head % 2:
+            raise ValueError(
+                f"d_model {self.d_model} over n_head {self.n_head} must be an even number: RoPE turns pairs"
+            )
+
+    @property
+    def d_hidden(self) -> int:
+        """Width of the SwiGLU: 8/3 of d_model, which makes three matrices as large as the usual two, up to a multiple of 8."""
+        return math.ceil(8 * self.d_model / 3 / 8) * 8
+
+
+def rope_tables(max_len: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every (position, pair) angle, each (max_len, head_dim)."""
+    frequencies = ROPE_BASE ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies).repeat(1, 2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + D/2) of x (..., T, D) by its position's angle; the layout is that of Llama in transformers."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal self-attention; positions enter as rotations of queries and keys."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        B, T, C = x.shape
+        heads = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        # The tables are float32; under autocast the products would be too, and attention wants one dtype.
+        q, k = apply_rope(q, cos, sin).type_as(v), apply_rope(k, cos, sin).type_as(v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward part: a gated hidden layer (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.d_hidden, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_hidden, bias=False)
+        self.down = nn.Linear(config.d_hidden, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """One layer; pre-norm, so the residual stream runs through untouched."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.feed_forward = SwiGLU(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class GPTMini(nn.Module):
+    """The language model: ids in, logits over the next token out."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.d_model)  # also the output head
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        cos, sin = rope_tables(config.max_len, config.d_model // config.n_head)
+        # Not persistent: they follow from the config, so a checkpoint need not hold them.
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self._draw_weights()
+
+    @torch.no_grad()
+    def _draw_weights(self) -> None:
+        # The head shares the embedding's matrix: torch's default N(0, 1) there would start the loss near 300.
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue  # norms start at 1
+            # Every layer adds two terms to the residual stream; scaled so, their sum does not grow with depth (GPT-2).
+            adds_to_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+            nn.init.normal_(
+                parameter, std=INIT_STD / math.sqrt(2 * self.config.n_layer) if adds_to_residual else INIT_STD
+            )
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V) for ids (B, T) int64; with targets (B, T) also the mean cross-entropy in nats a token.
+
+        Raises ValueError when T is over max_len.
+        """
+        T = ids.shape[1]
+        if self.config.max_len < T:
+            raise ValueError(f"{T} tokens in a row; this model was built for at most max_len={self.config.max_len}")
+        x = self.tok_emb(ids)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, self.cos[:T], self.sin[:T])
+        logits = F.linear(self.norm(x), self.tok_emb.weight)  # (B, T, V)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    def count_parameters(self) -> int:
+        """Number of trainable values; the shared embedding counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,1 @@
+"""What only notebooks need: Colab and Drive, figures, widgets."""

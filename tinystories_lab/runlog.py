@@ -1,0 +1,92 @@
+"""The run's record, one JSON object a line, and what its curve says."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def append_row(path: str | Path, row: Row) -> None:
+    """Append one row; a line torn by a crash before is closed first, so that it costs only itself."""
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a JSON lines file, in order; a torn line is skipped with a warning; no file is no rows."""
+    path = Path(path)
+    rows = []
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else [], 1
+    ):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            warnings.warn(f"{path}, line {number}: torn, skipped", stacklevel=2)
+    return rows
+
+
+def read_log(path: str | Path) -> list[Row]:
+    """The rows of loss.jsonl by rising step; where a resumed run wrote a step again, its last row counts."""
+    return [row for _, row in sorted({row["step"]: row for row in read_rows(path)}.items())]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One of five patterns (healthy, diverging, stuck, spiking, overfitting), the evidence, and what to do."""
+
+    pattern: str
+    evidence: str
+    advice: str
+
+
+def diagnose(rows: Iterable[Row], vocab_size: int) -> Diagnosis:
+    """Name the pattern of a run from its log rows (as of `train`), the gravest first. Raises ValueError for no rows."""
+    rows = list(rows)
+    if not rows:
+        raise ValueError("no rows to diagnose: train some steps first")
+    losses = [row["train_loss"] for row in rows]
+    untrained = math.log(vocab_size)
+    if not all(map(math.isfinite, losses)):
+        step = next(row["step"] for row in rows if not math.isfinite(row["train_loss"]))
+        return Diagnosis(
+            "diverging", f"the loss is not a number at step {step}", "halve peak_lr; prefer bf16 or fp32 to fp16"
+        )
+    tail = fmean(losses[-max(1, len(losses) // 10) :])
+    best = min(fmean(losses[i : i + 3]) for i in range(max(1, len(losses) - 2)))
+    if tail > best + 1 and len(losses) >= 5:
+        return Diagnosis(
+            "diverging", f"the loss rose from {best:.2f} to {tail:.2f}", "halve peak_lr, or warm up for longer"
+        )
+    if tail > untrained - 0.5:
+        evidence = f"the loss is {tail:.2f}, an untrained model's is ln({vocab_size}) = {untrained:.2f}"
+        return Diagnosis("stuck", evidence, "a run this young is always here; later, raise peak_lr and check the data")
+    jumps = [row["step"] for row, before, now in zip(rows[1:], losses, losses[1:], strict=False) if now > before + 1]
+    if jumps:
+        evidence = f"the loss jumped by over 1 at step {jumps[0]}" + (
+            f" and {len(jumps) - 1} more times" if jumps[1:] else ""
+        )
+        return Diagnosis("spiking", evidence, "clip gradients at 1.0, lower peak_lr, look at the batch of that step")
+    validated = [row for row in rows if row.get("val_loss") is not None]
+    if validated:
+        lowest, last = min(validated, key=lambda row: row["val_loss"]), validated[-1]
+        if last["val_loss"] > lowest["val_loss"] + 0.05 and last["train_loss"] < lowest["train_loss"]:
+            evidence = f"validation rose from {lowest['val_loss']:.2f} (step {lowest['step']}) to {last['val_loss']:.2f} while train fell"
+            return Diagnosis(
+                "overfitting", evidence, "take more stories, or a smaller model, or stop at the lowest validation loss"
+            )
+    return Diagnosis(
+        "healthy",
+        f"the loss fell from {losses[0]:.2f} to {tail:.2f} without jumps",
+        "let it run; more tokens lower it further",
+    )

@@ -1,0 +1,169 @@
+"""Where stories come from: any source, cleaned, split, and kept as memory-mapped Arrow files."""
+
+import atexit
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+
+from tinystories_lab.files import replace_whole
+from tinystories_lab.sources import END_OF_TEXT, HUB_REVISION, ROWS_PER_BATCH, SPLITS, find_file, read_rows
+
+# UTF-8 that was decoded as Windows-1252 shows as â€œ or Ã©. Python's cp1252 leaves five bytes undefined that the wrong
+# decoders pass through (the last byte of a closing quote is one), so those map to themselves.
+BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
+CONTINUATION = "[" + "".join(char for char, byte in BYTE_OF.items() if byte < 0xC0) + "]"
+# Punctuation and currency, emoji, accented letters: only openings that no language writes. Whatever decodes would take
+# too much: "allé »" with its French space is three such characters, and nothing is wrong with it.
+DAMAGED = re.compile(f"â[€‚„]{CONTINUATION}|ðŸ{CONTINUATION}{{2}}|[ÂÃ][\u00a0-\u00bf]")
+
+
+@dataclass
+class CleanReport:
+    """What cleaning did: stories kept in each split, rows dropped or repaired, up to three examples of each."""
+
+    source: str
+    train: int = 0
+    validation: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    in_train: int = 0  # validation stories that also stand in train
+    repaired: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, what: str, example: str) -> None:
+        """Count one more `what` (the name of a field) and keep its first three examples."""
+        setattr(self, what, getattr(self, what) + 1)
+        kept = self.examples.setdefault(what, [])
+        if len(kept) < 3:
+            kept.append(example[:200])
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source}: {self.train:,} stories to train on, {self.validation:,} to validate with; dropped "
+            f"{self.empty:,} empty, {self.duplicates:,} duplicates, {self.in_train:,} validation stories that stand in "
+            f"train; repaired {self.repaired:,}"
+        )
+
+
+def load_stories(
+    source: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    max_stories: int | None = None,
+    validation_share: float = 0.05,
+    seed: int = 0,
+) -> tuple[DatasetDict, CleanReport]:
+    """Read, clean and split stories; returns datasets "train" and "validation", each with a "text" column.
+
+    `source` is "tinystories" (the Hub's data set at a pinned revision, with its own split), "toyland" (told here, no
+    network), or a local .txt, .jsonl or .parquet file, plain or .gz, of which a seeded `validation_share` is held
+    out. `max_stories` stops reading early; toyland tells 20,000 unless told otherwise. With `data_dir` the result is
+    kept in `data_dir/stories` and the same request opens it again; without, it lives until this process ends. Stories
+    stream through: memory holds 8 bytes of hash a story, never the corpus.
+
+    Raises FileNotFoundError or ValueError for a source that is not there or not readable, ConnectionError when the
+    Hub cannot be had; each says what to do.
+    """
+    if data_dir is None:
+        data_dir = tempfile.mkdtemp(prefix="tinystories_lab_")
+        atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
+    folder = Path(data_dir) / "stories"
+    request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed, "hub": HUB_REVISION}
+    if source not in ("tinystories", "toyland"):
+        path = find_file(source)
+        request |= {"path": str(path.resolve()), "size": path.stat().st_size, "modified": path.stat().st_mtime_ns}
+    request["source"] = str(source)
+    if (folder / "report.json").exists() and json.loads((folder / "report.json").read_text())["request"] == request:
+        return open_stories(data_dir)
+
+    report = CleanReport(source=str(source))
+    (folder / "report.json").unlink(missing_ok=True)  # while the files change, nothing vouches for them
+    with ExitStack() as stack:
+        writers = {}
+        for split in SPLITS:
+            file = stack.enter_context(replace_whole(folder / f"{split}.arrow"))
+            writers[split] = stack.enter_context(pa.ipc.new_stream(file, pa.schema({"text": pa.string()})))
+        batches: dict[str, list[str]] = {split: [] for split in SPLITS}
+        rows = read_rows(source, max_stories, seed)
+        for split, story in split_rows(clean_rows(rows, report), validation_share, seed):
+            setattr(report, split, getattr(report, split) + 1)
+            batches[split].append(story)
+            if len(batches[split]) == ROWS_PER_BATCH:
+                writers[split].write_batch(pa.record_batch({"text": pa.array(batches.pop(split), pa.string())}))
+                batches[split] = []
+        for split, batch in batches.items():
+            if not getattr(report, split):
+                raise ValueError(
+                    f"{source} gave {report.train + report.validation} stories after cleaning ({report.empty} empty rows and "
+                    f"{report.duplicates} duplicates dropped); at least 2 are needed, one to train on and one to hold out"
+                )
+            writers[split].write_batch(pa.record_batch({"text": pa.array(batch, pa.string())}))
+    with replace_whole(folder / "report.json", "w") as file:
+        json.dump({"request": request, "report": asdict(report)}, file, indent=1)
+    return open_stories(data_dir)
+
+
+def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
+    """Open, memory-mapped, what `load_stories(source, data_dir)` kept. Raises FileNotFoundError when it has not run."""
+    folder = Path(data_dir) / "stories"
+    if not (folder / "report.json").exists():
+        raise FileNotFoundError(f"no cleaned stories in {folder}: run 01_prepare (or `prepare` in the shell) first")
+    report = CleanReport(**json.loads((folder / "report.json").read_text())["report"])
+    return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS}), report
+
+
+def repair(text: str) -> str:
+    """Undo UTF-8 read as Windows-1252, run by run (â€œ becomes “); text that is not damaged comes back as it is."""
+
+    def decode(match: re.Match) -> str:
+        try:
+            return bytes(BYTE_OF[char] for char in match[0]).decode()
+        except UnicodeDecodeError:
+            return match[0]
+
+    return DAMAGED.sub(decode, text)
+
+
+def clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> Iterator[tuple[str, str]]:
+    """Yield (split, story) without empty rows, exact duplicates, and validation stories that stand in train."""
+    seen: dict[str, set[int]] = {}
+    for split, text in rows:
+        text = (text or "").strip().removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT)
+        for part in text.split(END_OF_TEXT):  # the marker parts stories wherever it stands
+            story = repair(part).strip()
+            digest = int.from_bytes(blake2b(story.encode(errors="surrogatepass"), digest_size=8).digest())
+            if not story:
+                report.note("empty", repr(part))
+            elif digest in seen.setdefault(split, set()):
+                report.note("duplicates", story)
+            elif split == "validation" and digest in seen.get("train", ()):
+                report.note("in_train", story)
+            else:
+                seen[split].add(digest)
+                if story != part.strip():
+                    damage = DAMAGED.search(part)
+                    report.note("repaired", part[max(0, damage.start() - 40) :])
+                yield split, story
+
+
+def split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: int) -> Iterator[tuple[str, str]]:
+    """Send one story of every 1 / `validation_share`, drawn by `seed`, to validation, where the source has no split."""
+    if not 0 < validation_share <= 0.5:
+        raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
+    block = round(1 / validation_share)
+    random = Random(seed)
+    for index, (split, story) in enumerate(rows):
+        if index % block == 0:
+            # The first block draws among two, so that any corpus of two stories has both splits.
+            held_out = index + int(random.random() * (block if index else 2))
+        yield split or ("validation" if index == held_out else "train"), story

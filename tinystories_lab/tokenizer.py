@@ -1,0 +1,182 @@
+"""Text to ids on disk: a byte-level BPE, and token files with a sidecar that says what is in them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from tinystories_lab.files import replace_whole
+from tinystories_lab.sources import END_OF_TEXT
+
+PAD = "<|pad|>"
+SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
+LARGEST_VOCABULARY = 2**16  # ids are kept as uint16: two bytes a token
+STORIES_PER_BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class BinInfo:
+    """What a token file holds; stands beside it as JSON (train.bin, train.json)."""
+
+    tokens: int
+    stories: int
+    bytes: int  # UTF-8 bytes of the stories' text, markers not counted
+    vocab_size: int
+    dtype: str
+    tokenizer_sha256: str
+    sha256: str  # of the token file
+    source: str = ""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text for one token, the end-of-text markers counted as tokens: what turns nats a token to bits a byte."""
+        return self.bytes / self.tokens
+
+    @classmethod
+    def of(cls, bin_path: str | Path) -> "BinInfo | None":
+        """Read the sidecar of a token file; None where there is none. Raises ValueError when it is not readable."""
+        sidecar = Path(bin_path).with_suffix(".json")
+        if not sidecar.exists():
+            return None
+        try:
+            return cls(**json.loads(sidecar.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{sidecar} is not a token file's sidecar ({error}): write the bin again (02_tokenizer)"
+            ) from error
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a byte-level BPE of at most `vocab_size` tokens from `texts`.
+
+    `<|endoftext|>` has id 0 and `<|pad|>` id 1; the full byte alphabet is in, so any text encodes and decodes back; no
+    space is put before the first word. A small corpus may give fewer tokens than asked. Raises ValueError for a
+    vocabulary that cannot hold the bytes or does not fit uint16, and for an empty corpus.
+    """
+    check_vocab_size(vocab_size)
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"vocab_size is {vocab_size}; {SMALLEST_VOCABULARY} are needed for all bytes and two special tokens"
+        )
+    first = next(batches := batched(texts), None)
+    if first is None:
+        raise ValueError("no texts to train the tokenizer on: run 01_prepare (or `prepare` in the shell) first")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,  # its bars do not survive a notebook; the batches below have one
+    )
+    every = (batch for part in ([first], batches) for batch in part)
+    tokenizer.train_from_iterator(tqdm(every, desc="learn merges", unit=f" x {STORIES_PER_BATCH:,} stories"), trainer)
+    return tokenizer
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """Fingerprint of the vocabulary and its ids; the same whatever version of the library wrote tokenizer.json."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read tokenizer.json. Raises FileNotFoundError or ValueError, saying what makes the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no tokenizer {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer file ({error}): write it again (02_tokenizer)") from error
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Write tokenizer.json, the library's own format."""
+    with replace_whole(path, "w") as file:
+        file.write(tokenizer.to_str(pretty=True))
+
+
+def write_bin(
+    path: str | Path, texts: Iterable[str], tokenizer: Tokenizer, max_tokens: int | None = None, source: str = ""
+) -> BinInfo:
+    """Encode `texts` to a token file: uint16 ids, `<|endoftext|>` after every story, and the JSON sidecar beside it.
+
+    Ends after the last whole story that fits into `max_tokens`. Streams: memory holds one batch of stories. An
+    interrupted call leaves what was there before. Raises ValueError for a vocabulary over 65,536 or no story at all.
+    """
+    path = Path(path)
+    check_vocab_size(tokenizer.get_vocab_size())
+    end_id = tokenizer.token_to_id(END_OF_TEXT)
+    tokens = stories = size = 0
+    digest = hashlib.sha256()
+    total = max_tokens or (len(texts) if hasattr(texts, "__len__") else None)
+    with (
+        replace_whole(path) as file,
+        tqdm(desc=path.name, total=total, unit=" tokens" if max_tokens else " stories") as bar,
+    ):
+        for batch in batched(texts):
+            ids: list[int] = []
+            batch_start = tokens
+            for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
+                full = max_tokens is not None and tokens + len(encoding) + 1 > max_tokens
+                if full:
+                    break
+                ids += encoding.ids
+                ids.append(end_id)
+                tokens += len(encoding) + 1
+                stories += 1
+                size += len(text.encode())
+            data = np.array(ids, np.uint16).tobytes()
+            digest.update(data)
+            file.write(data)
+            bar.update(tokens - batch_start if max_tokens else len(batch))
+            if full:
+                break
+        if not stories:
+            raise ValueError(
+                f"no story to write to {path}: the corpus is empty, or max_tokens={max_tokens} is too few for one"
+            )
+        path.with_suffix(".json").unlink(missing_ok=True)  # an old sidecar must not vouch for the new file
+    info = BinInfo(
+        tokens=tokens,
+        stories=stories,
+        bytes=size,
+        vocab_size=tokenizer.get_vocab_size(),
+        dtype="uint16",
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        sha256=digest.hexdigest(),
+        source=source,
+    )
+    with replace_whole(path.with_suffix(".json"), "w") as file:
+        json.dump(asdict(info), file, indent=1)
+    return info
+
+
+def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:
+    """Decode a token file back to its stories, in order, one at a time."""
+    tokens = np.memmap(path, np.uint16, mode="r")
+    end_id = tokenizer.token_to_id(END_OF_TEXT)
+    start = 0
+    for end in np.flatnonzero(tokens == end_id):
+        yield tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False)
+        start = end + 1
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    if vocab_size > LARGEST_VOCABULARY:
+        raise ValueError(
+            f"vocab_size is {vocab_size:,}; token files keep ids as uint16, so at most {LARGEST_VOCABULARY:,} fit"
+        )
+
+
+def batched(texts: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while batch := list(islice(iterator, STORIES_PER_BATCH)):
+        yield batch
