@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.device import choose_device, choose_dtype
-from tinystories_lab.generate import PROMPTS, tell
+from tinystories_lab.generate import PROMPTS, tell_samples
 from tinystories_lab.model import GPTMini
 from tinystories_lab.presets import PRESET_VARIABLE, PRESETS, Workspace, plan_workspace, save_config
 from tinystories_lab.review import bits_per_byte, checklist, perplexity, save_samples, story_metrics
@@ -19,8 +19,6 @@ from tinystories_lab.runlog import diagnose, read_log, read_rows
 from tinystories_lab.stories import load_stories, open_stories
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer, read_bin, save_tokenizer, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
-
-SAMPLES = 10
 
 
 def prepare(lab: Workspace) -> None:
@@ -110,14 +108,6 @@ def retrospective(lab: Workspace) -> None:
         + "; ".join(f"{'done' if done else 'open'}: {item}" for item, done in checklist(lab.run_dir).items())
     )
     print(f"  files       {lab.run_dir.resolve()} and {lab.data_dir.resolve()}")
-
-
-def tell_samples(model: GPTMini, bpe) -> list[dict]:
-    """Ten stories, two of each of the chapter's prompts, with seeds 0 to 9."""
-    return [
-        tell(model, bpe, PROMPTS[seed % len(PROMPTS)], seed=seed)
-        for seed in tqdm(range(SAMPLES), desc="tell", unit=" stories")
-    ]
 
 
 STAGES = {

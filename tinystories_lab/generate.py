@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from tqdm import tqdm
 
 from tinystories_lab.model import GPTMini
 from tinystories_lab.sources import END_OF_TEXT
@@ -104,3 +105,9 @@ def tell(
 def generate(model: GPTMini, tokenizer: Tokenizer, prompt: str, *args: Any, **settings: Any) -> str:
     """Tell one story that begins with `prompt`; takes what `tell` takes and returns the text alone."""
     return tell(model, tokenizer, prompt, *args, **settings)["story"]
+
+
+def tell_samples(model: GPTMini, tokenizer: Tokenizer, count: int = 10) -> list[dict[str, Any]]:
+    """Tell `count` stories, the chapter's prompts in turn, with the seeds 0, 1, 2, ...: the same at every call."""
+    seeds = tqdm(range(count), desc="tell", unit=" stories")
+    return [tell(model, tokenizer, PROMPTS[seed % len(PROMPTS)], seed=seed) for seed in seeds]

@@ -13,6 +13,7 @@ from tinystories_lab.runlog import read_rows
 
 # The chapter's own figures, not measured by this project: "A Four-Hour Training Run", Study Tiny LLM, Part 4, Ch 15.
 BOOK_RESULTS = {
+    "tokens_per_step": 16_384,
     "loss_by_step": {0: 8.99, 200: 8.95, 1000: 4.20, 2000: 3.10, 4000: 2.78, 8000: 2.55, 12000: 2.45},
     "machines": {
         "Colab T4, fp16": {"hours": 2.8, "tokens_per_second": 21_000, "final_loss": 2.45},

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,34 +19,34 @@ def new_figure(title: str, x_label: str, y_label: str) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def loss_curve(rows: Sequence[Row], vocab_size: int, book: bool = False) -> Figure:
-    """Train, smoothed train and validation loss by step, against an untrained model's ln(vocab) and, with `book`, the chapter's."""
-    figure = new_figure("Loss by step", "step", "loss (nats a token)")
-    axes = figure.axes[0]
+    """Train (each row, and a running mean) and validation loss by step, under the line of a model that knows nothing.
+
+    With `book`, by tokens read, on a logarithmic axis, beside the chapter's run.
+    """
+    figure = new_figure(
+        "Loss by tokens read" if book else "Loss by step", "tokens read" if book else "step", "loss (nats a token)"
+    )
+    axes, x = figure.axes[0], "tokens" if book else "step"
     axes.axhline(math.log(vocab_size), color=GREY, linestyle=":", label=f"ln({vocab_size:,}): knows nothing")
-    steps, losses = [row["step"] for row in rows], [row["train_loss"] for row in rows]
-    axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1)
-    smooth, smoothed = None, []
-    for loss in losses:
-        smooth = loss if smooth is None else 0.8 * smooth + 0.2 * loss
-        smoothed.append(smooth)
-    axes.plot(steps, smoothed, color=BLUE, label="train (smoothed)")
+    places, losses = [row[x] for row in rows], [row["train_loss"] for row in rows]
+    means = [fmean(losses[max(0, i - 2) : i + 3]) for i in range(len(losses))]
+    axes.plot(places, losses, color=BLUE, alpha=0.3, linewidth=1)
+    axes.plot(places, means, color=BLUE, label="train (mean of 5 rows)")
     validated = [row for row in rows if "val_loss" in row]
     axes.plot(
-        [row["step"] for row in validated],
-        [row["val_loss"] for row in validated],
-        "o-",
-        color=ORANGE,
-        label="validation",
+        [row[x] for row in validated], [row["val_loss"] for row in validated], "o-", color=ORANGE, label="validation"
     )
     if book:
-        axes.plot(
-            *zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True), "s--", color=GREEN, label="the chapter's run"
-        )
+        steps, chapter = zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True)
+        tokens = [max(1, step) * BOOK_RESULTS["tokens_per_step"] for step in steps]
+        axes.plot(tokens, chapter, "s--", color=GREEN, label="the chapter's run")
+        axes.set_xscale("log")
     axes.legend(frameon=False)
     return figure
 
@@ -67,7 +68,9 @@ def histogram(
 ) -> Figure:
     """How often each value occurs, with an optional line at `mark`."""
     figure = new_figure(title, x_label, "how many")
-    figure.axes[0].hist(values, bins=40, color=BLUE)
+    # Whole numbers need bins of whole widths, or some bins catch more of them than others.
+    width = max(1, round((max(values) - min(values)) / 40)) if all(isinstance(value, int) for value in values) else None
+    figure.axes[0].hist(values, bins=range(min(values), max(values) + width + 1, width) if width else 40, color=BLUE)
     if mark is not None:
         figure.axes[0].axvline(mark, color=ORANGE, linestyle="--", label=mark_label)
         figure.axes[0].legend(frameon=False)
