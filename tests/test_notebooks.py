@@ -1,0 +1,106 @@
+"""What the five notebooks are on disk; that they run is what nbval checks, cell by cell."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from notebooks import CHECKED, NOTEBOOKS, ROOT, repository, strip
+
+NAMES = ["01_prepare", "02_tokenizer", "03_train", "04_generate", "05_retrospective"]
+READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+
+
+def code_cells(name: str) -> list:
+    return [cell for cell in READ[name].cells if cell.cell_type == "code"]
+
+
+def run_cells(cells: list, workspace: Path, **environment: str) -> None:
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    variables = {"TINYSTORIES_LAB_WORKSPACE": str(workspace), "TINYSTORIES_LAB_PRESET": "tiny", **environment}
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(ROOT / "notebooks")}})
+    client.execute(env={**os.environ, **variables})
+
+
+def test_the_notebooks_are_the_five_stages_in_order():
+    assert list(READ) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEachNotebook:
+    def test_it_is_valid_and_its_cells_have_names_of_their_own(self, name):
+        nbformat.validate(READ[name])
+        ids = [cell.id for cell in READ[name].cells]
+        assert len(set(ids)) == len(ids)
+        assert all(re.fullmatch(r"[a-z-]+", cell_id) for cell_id in ids), "ids are words, so that diffs stay small"
+
+    def test_it_holds_no_stray_outputs_counts_or_metadata(self, name):
+        assert strip(nbformat.from_dict(READ[name])) == nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+        marked = [cell for cell in code_cells(name) if cell.source.startswith(CHECKED)]
+        assert all(cell.outputs for cell in marked), "a marked cell needs the output to compare with"
+
+    def test_it_opens_with_its_badge_and_what_you_will_learn(self, name):
+        first = READ[name].cells[0].source
+        assert f"colab.research.google.com/github/{repository()}/blob/main/notebooks/{name}.ipynb" in first
+        assert "You will\n" in first and "**Time and hardware.**" in first
+
+    def test_set_up_and_choices_are_the_same_as_in_the_others(self, name):
+        assert [c.source for c in code_cells(name)[:2]] == [c.source for c in code_cells(NAMES[0])[:2]]
+        assert f'REPOSITORY = "{repository()}"' in code_cells(name)[0].source
+
+    def test_its_links_resolve(self, name):
+        for cell in READ[name].cells:
+            for target in re.findall(r"\]\(([^)#\s]+)\)", cell.source):
+                if not target.startswith("https://"):
+                    assert (ROOT / "notebooks" / target).exists(), target
+
+    def test_it_leads_to_the_next(self, name):
+        following = NAMES[NAMES.index(name) + 1 :][:1]
+        assert all(f"({next_name}.ipynb)" in READ[name].cells[-1].source for next_name in following)
+
+    def test_code_that_belongs_in_the_package_is_not_in_a_cell(self, name):
+        for cell in code_cells(name):
+            assert cell.source.count("\n") < 20 and not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), (
+                cell.id
+            )
+
+    def test_it_explains_more_than_it_codes(self, name):
+        words = sum(len(cell.source.split()) for cell in READ[name].cells if cell.cell_type == "markdown")
+        assert words >= 5 * sum(len(cell.source.splitlines()) for cell in code_cells(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [(NAMES[1], "01_prepare"), (NAMES[2], "02_tokenizer"), (NAMES[3], "03_train"), (NAMES[4], "03_train")],
+)
+def test_opened_first_on_a_new_machine_it_says_which_notebook_makes_what_is_missing(name, needed, tmp_path):
+    cells = code_cells(name)[: 6 if name == "03_train" else 3]
+    with pytest.raises(CellExecutionError, match=f"FileNotFoundError.*run {needed}"):
+        run_cells(cells, tmp_path)
+
+
+@pytest.mark.skipif(not repository().startswith("OWNER/"), reason="the repository is set")
+def test_on_colab_an_unset_repository_is_said_before_anything_is_fetched(tmp_path):
+    with pytest.raises(CellExecutionError, match="Set REPOSITORY above"):
+        run_cells(code_cells(NAMES[0])[:1], tmp_path, COLAB_RELEASE_TAG="release")
+
+
+def test_one_command_sets_the_repository_everywhere(tmp_path):
+    for name in ("notebooks", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, str(tmp_path / "tests" / "notebooks.py"), "repository"]
+    assert subprocess.run([*command, "ada/my-copy"]).returncode == 0
+    for path in (tmp_path / "pyproject.toml", tmp_path / "README.md", *(tmp_path / "notebooks").glob("*.ipynb")):
+        assert "ada/my-copy" in path.read_text() and repository() not in path.read_text(), path.name
+    failed = subprocess.run([*command, "no-owner"], capture_output=True, text=True)
+    assert failed.returncode and "owner/name" in failed.stderr

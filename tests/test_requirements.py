@@ -1,0 +1,57 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+REQUIREMENTS = [
+    Requirement(line)
+    for line in (ROOT / "requirements.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+def test_colab_satisfies_every_requirement_so_that_set_up_changes_nothing_there():
+    lines = (ROOT / "tests/data/colab-pip-freeze.txt").read_text().splitlines()[1:]
+    shipped = {name.lower(): version for name, version in (line.split("==") for line in lines)}
+    for requirement in REQUIREMENTS:
+        assert requirement.name.lower() in shipped, f"Colab does not ship {requirement.name}"
+        assert requirement.specifier.contains(shipped[requirement.name.lower()]), str(requirement)
+
+
+def test_every_requirement_has_a_lower_bound_and_nothing_else():
+    for requirement in REQUIREMENTS:
+        assert re.fullmatch(r">=[\d.]+", str(requirement.specifier)), str(requirement)
+
+
+def test_every_package_that_the_code_imports_is_required():
+    imported = set()
+    for path in (ROOT / "tinystories_lab").rglob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE))
+    required = {requirement.name.lower() for requirement in REQUIREMENTS} | {"yaml", "ipython"}
+    others = {name.lower() for name in imported} - set(sys.stdlib_module_names) - {"tinystories_lab", "google", "q"}
+    assert others <= required, f"not in requirements.txt: {others - required}"
+
+
+def test_importing_the_package_brings_no_figures_and_no_widgets():
+    code = "import sys, tinystories_lab.__main__; print([m for m in ('matplotlib', 'ipywidgets', 'IPython') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_modules_import_only_what_stands_above_them():
+    order = ["toyland", "files", "sources", "stories", "tokenizer", "loader", "model", "recipe", "device", "checkpoint"]
+    order += ["runlog", "step", "trainer", "generate", "review", "presets", "__main__"]
+    for position, name in enumerate(order):
+        text = (ROOT / "tinystories_lab" / f"{name}.py").read_text()
+        imports = re.findall(r"^from tinystories_lab\.(\w+) import", text, re.MULTILINE)
+        below = [other for other in imports if order.index(other) >= position]
+        assert not below, f"{name} imports {below}, which stand below it"
+    assert {path.stem for path in (ROOT / "tinystories_lab").glob("*.py")} == {*order, "__init__"}
+
+
+def test_ruff_finds_nothing():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,107 @@
+"""colab_setup.sh at its boundary: a stand-in interpreter writes down what the script asks pip for."""
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYTHON = """#!/usr/bin/env bash
+# Stands in for Python {version}: notes pip calls, makes a .venv that holds itself, and answers what the script asks.
+case "$*" in
+    *"import google.colab"*) exit {not_colab} ;;
+    *"sys.version_info"*) exit {unsupported} ;;
+    *"import ensurepip"*) exit {no_venv} ;;
+    "--version") echo "Python {version}" ;;
+    "-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+    "-m pip list"*) echo "torch==2.11.0+cu128" ;;
+    "-m pip install"*) echo "$*" >>"{log}" ;;
+    *"torch.__version__"*) echo 2.13.0 ;;
+esac
+"""
+
+
+@pytest.fixture
+def setup(tmp_path):
+    checkout, tools, log = tmp_path / "checkout", tmp_path / "tools", tmp_path / "pip.log"
+    tools.mkdir()
+    checkout.mkdir()
+    for name in ("colab_setup.sh", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
+
+    def tool(name: str, script: str) -> str:
+        path = tools / name
+        path.write_text(script)
+        path.chmod(path.stat().st_mode | stat.S_IEXEC)
+        return str(path)
+
+    def run(*arguments, version="3.12.1", colab=False, supported=True, venv=True, **scripts):
+        answers = {"not_colab": int(not colab), "unsupported": int(not supported), "no_venv": int(not venv)}
+        python = tool("python3", PYTHON.format(version=version, log=log, **answers))
+        tool("nvidia-smi", scripts.pop("nvidia_smi", "#!/bin/sh\nexit 1\n"))
+        for name, script in scripts.items():
+            tool(name, script)
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": python}
+        command = ["bash", str(checkout / "colab_setup.sh"), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        asked = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return done.returncode, done.stdout + done.stderr, asked
+
+    return run
+
+
+def test_without_a_gpu_the_release_that_has_a_cpu_build_is_asked_for_by_number(setup):
+    status, said, asked = setup()
+    assert status == 0 and "ready" in said
+    assert asked == ["-m pip install --quiet torch==2.13.0", "-m pip install --quiet --editable ."]
+
+
+def test_with_an_nvidia_gpu_torch_comes_as_pip_finds_it(setup):
+    _, _, asked = setup(nvidia_smi="#!/bin/sh\nexit 0\n")
+    assert asked[0] == "-m pip install --quiet torch>=2.6"
+
+
+def test_the_tests_needs_come_with_dev_only(setup):
+    assert setup("--dev")[2][-1].endswith("--editable .[dev]")
+
+
+def test_a_second_run_installs_nothing_and_a_changed_list_installs_again(setup, tmp_path):
+    setup("--dev")
+    for arguments in (["--dev"], []):  # what serves the tests serves the run
+        status, said, asked = setup(*arguments)
+        assert (status, asked) == (0, []) and "set up before" in said
+    with open(tmp_path / "checkout" / "requirements.txt", "a") as file:
+        file.write("another>=1\n")
+    assert setup("--dev")[2]
+
+
+def test_set_up_for_the_run_does_not_count_as_set_up_for_the_tests(setup):
+    setup()
+    assert setup("--dev")[2]
+
+
+def test_on_colab_it_installs_plainly_under_the_constraint_of_what_is_there(setup, tmp_path):
+    status, said, (asked,) = setup(colab=True)
+    assert status == 0 and "nothing that Colab ships was changed" in said
+    assert "--constraint" in asked and asked.endswith(" .")
+    assert "-e" not in asked.split() and "--editable" not in asked and "torch" not in asked
+    assert not (tmp_path / "checkout" / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        (["--fast"], {}, "unknown option '--fast'"),
+        ([], {"supported": False, "version": "3.9.2"}, "Python 3.11 to 3.13 is needed, found Python 3.9.2"),
+        ([], {"venv": False}, "python3-venv"),
+        ([], {"df": "#!/bin/sh\necho head\necho disk 9 9 1048576 99% /\n"}, "the disk has 1 GB free"),
+    ],
+)
+def test_what_cannot_work_ends_with_one_sentence(setup, arguments, options, sentence):
+    status, said, asked = setup(*arguments, **options)
+    assert status == 1 and asked == []
+    assert sentence in said and len(said.strip().splitlines()) == 1
