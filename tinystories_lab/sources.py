@@ -4,6 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -31,9 +32,7 @@ def read_rows(source: str | Path, max_stories: int | None, seed: int) -> Iterato
         texts, total = tell_stories(count, seed), count
     else:
         texts, total = read_file(find_file(source)), max_stories
-    for index, text in enumerate(tqdm(texts, desc="stories", total=total, unit=" stories")):
-        if index == max_stories:
-            return
+    for text in tqdm(islice(texts, max_stories), desc="stories", total=total, unit=" stories"):
         yield "", text
 
 
@@ -78,7 +77,7 @@ def read_file(path: Path) -> Iterator[str | None]:
         yield from read(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8 and try again") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # OSError: also a Parquet page that is damaged
         raise ValueError(
             f"{path} cannot be read as {path.suffix} ({error}): is it damaged, or of another kind?"
         ) from error
@@ -117,13 +116,11 @@ def read_jsonl(path: Path) -> Iterator[str | None]:
                 continue
             try:
                 text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or a number beyond Python's limit
                 raise ValueError(
                     f'{path}, line {number}: not a JSON object with a "text" ({error!r}): mend or remove that line'
                 ) from error
-            if text is not None and not isinstance(text, str):
-                raise ValueError(f'{path}, line {number}: "text" is {text!r}; it must be a string or null')
-            yield text
+            yield check_text(text, f"{path}, line {number}")
 
 
 def read_parquet(path: Path) -> Iterator[str | None]:
@@ -132,4 +129,15 @@ def read_parquet(path: Path) -> Iterator[str | None]:
         if "text" not in file.schema_arrow.names:
             raise ValueError(f'{path} has the columns {file.schema_arrow.names}; a column "text" is needed')
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text"]):
-            yield from batch.column(0).to_pylist()
+            yield from (check_text(text, path) for text in batch.column(0).to_pylist())
+
+
+def check_text(text: object, place: object) -> str | None:
+    """Give back a string that UTF-8 can hold, or None. Raises ValueError naming the place for anything else."""
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f'{place}: "text" is {text!r}; it must be a string or null')
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:  # JSON can write half an emoji
+        raise ValueError(f'{place}: "text" is not Unicode ({error}): mend or remove it') from error
+    return text

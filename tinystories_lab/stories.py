@@ -15,6 +15,7 @@ from random import Random
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
+from tinystories_lab import __version__
 from tinystories_lab.files import replace_whole
 from tinystories_lab.sources import END_OF_TEXT, HUB_REVISION, ROWS_PER_BATCH, SPLITS, find_file, read_rows
 
@@ -23,8 +24,9 @@ from tinystories_lab.sources import END_OF_TEXT, HUB_REVISION, ROWS_PER_BATCH, S
 BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
 CONTINUATION = "[" + "".join(char for char, byte in BYTE_OF.items() if byte < 0xC0) + "]"
 # Punctuation and currency, emoji, accented letters: only openings that no language writes. Whatever decodes would take
-# too much: "allé »" with its French space is three such characters, and nothing is wrong with it.
-DAMAGED = re.compile(f"â[€‚„]{CONTINUATION}|ðŸ{CONTINUATION}{{2}}|[ÂÃ][\u00a0-\u00bf]")
+# too much: "allé »" with its French space is three such characters, and nothing is wrong with it. Ã» is û only inside a
+# word; after its last letter it may be Portuguese, as in «AMANHÃ».
+DAMAGED = re.compile(rf"â[€‚„]{CONTINUATION}|ðŸ{CONTINUATION}{{2}}|(?!Ã»(?!\w))[ÂÃ][\u00a0-\u00bf]")
 
 
 @dataclass
@@ -78,7 +80,8 @@ def load_stories(
         data_dir = tempfile.mkdtemp(prefix="tinystories_lab_")
         atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
     folder = Path(data_dir) / "stories"
-    request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed, "hub": HUB_REVISION}
+    request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed}
+    request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean, or tell, otherwise
     if source not in ("tinystories", "toyland"):
         path = find_file(source)
         request |= {"path": str(path.resolve()), "size": path.stat().st_size, "modified": path.stat().st_mtime_ns}
@@ -87,7 +90,6 @@ def load_stories(
         return open_stories(data_dir)
 
     report = CleanReport(source=str(source))
-    (folder / "report.json").unlink(missing_ok=True)  # while the files change, nothing vouches for them
     with ExitStack() as stack:
         writers = {}
         for split in SPLITS:
@@ -108,6 +110,7 @@ def load_stories(
                     f"{report.duplicates} duplicates dropped); at least 2 are needed, one to train on and one to hold out"
                 )
             writers[split].write_batch(pa.record_batch({"text": pa.array(batch, pa.string())}))
+        (folder / "report.json").unlink(missing_ok=True)  # while the files are replaced, nothing vouches for them
     with replace_whole(folder / "report.json", "w") as file:
         json.dump({"request": request, "report": asdict(report)}, file, indent=1)
     return open_stories(data_dir)
@@ -160,10 +163,12 @@ def split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: i
     """Send one story of every 1 / `validation_share`, drawn by `seed`, to validation, where the source has no split."""
     if not 0 < validation_share <= 0.5:
         raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
-    block = round(1 / validation_share)
     random = Random(seed)
+    blocks = block_end = 0
     for index, (split, story) in enumerate(rows):
-        if index % block == 0:
+        if index == block_end:
+            blocks += 1
+            block_end = round(blocks / validation_share)
             # The first block draws among two, so that any corpus of two stories has both splits.
-            held_out = index + int(random.random() * (block if index else 2))
+            held_out = index + int(random.random() * (block_end - index if index else 2))
         yield split or ("validation" if index == held_out else "train"), story

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         raise ValueError(
             f"vocab_size is {vocab_size}; {SMALLEST_VOCABULARY} are needed for all bytes and two special tokens"
         )
-    first = next(batches := batched(texts), None)
-    if first is None:
+    batches = batched(tqdm(texts, desc="learn merges from", unit=" stories"))
+    if (first := next(batches, None)) is None:
         raise ValueError("no texts to train the tokenizer on: run 01_prepare (or `prepare` in the shell) first")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,10 +75,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,  # its bars do not survive a notebook; the batches below have one
+        show_progress=False,  # its bars do not survive a notebook; tqdm's do
     )
-    every = (batch for part in ([first], batches) for batch in part)
-    tokenizer.train_from_iterator(tqdm(every, desc="learn merges", unit=f" x {STORIES_PER_BATCH:,} stories"), trainer)
+    tokenizer.train_from_iterator(chain([first], batches), trainer)
     return tokenizer
 
 
@@ -143,6 +143,8 @@ def write_bin(
             raise ValueError(
                 f"no story to write to {path}: the corpus is empty, or max_tokens={max_tokens} is too few for one"
             )
+        file.flush()
+        os.fsync(file.fileno())  # the slow part of what is left: interrupted here, the old file keeps its sidecar
         path.with_suffix(".json").unlink(missing_ok=True)  # an old sidecar must not vouch for the new file
     info = BinInfo(
         tokens=tokens,
