@@ -7,6 +7,7 @@ import warnings
 from itertools import islice
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from tinystories_lab.checkpoint import load_model
@@ -49,10 +50,11 @@ def train_stage(lab: Workspace) -> None:
     _, why_dtype = choose_dtype(device)
     rows = train(lab.run_dir, lab.data_dir, model_config, config)
     bpe = load_tokenizer(lab.data_dir / "tokenizer.json")
+    torch.manual_seed(config.seed)  # as `train` does, so these are the weights that the run starts from
     untrained = GPTMini(model_config)
     print(f"{untrained.count_parameters():,} parameters; {why_device}; {why_dtype}")
     if not read_rows(lab.run_dir / "samples.jsonl"):
-        save_samples(lab.run_dir, "before", tell_samples(untrained, bpe))
+        save_samples(lab.run_dir, "before", tell_samples(untrained, bpe, lab.preset.sample_tokens))
     save_config(lab)
     with tqdm(desc="train", total=config.total_steps, unit=" steps") as bar:
         for row in rows:
@@ -64,7 +66,7 @@ def train_stage(lab: Workspace) -> None:
 def generate(lab: Workspace) -> None:
     """final.pt -> ten stories in samples.jsonl, five of them printed"""
     model = load_model(lab.run_dir / "final.pt", choose_device()[0])
-    samples = tell_samples(model, load_tokenizer(lab.run_dir / "tokenizer.json"))
+    samples = tell_samples(model, load_tokenizer(lab.run_dir / "tokenizer.json"), lab.preset.sample_tokens)
     save_samples(lab.run_dir, "after", samples)
     for sample in samples[: len(PROMPTS)]:
         print(f"\n{sample['story']}{'' if sample['ended'] else ' ...'}")

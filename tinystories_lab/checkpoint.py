@@ -64,7 +64,7 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
         raise ValueError(
             f"{path} holds more than tensors and plain values, and was not run: do not trust it"
         ) from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # zipfile, zlib and torch each raise their own
         raise ValueError(f"{path} is damaged ({error}): use an older checkpoint") from error
     missing = keys - checkpoint.keys() if isinstance(checkpoint, dict) else keys
     if missing:

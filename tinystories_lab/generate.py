@@ -24,7 +24,7 @@ def next_token_probabilities(
     the smallest set of tokens that holds at least `top_p` of what is left. None leaves a filter out. Raises ValueError
     for values out of range.
     """
-    if not temperature >= 0:
+    if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more, 0.7 to 0.9 is a good start")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all tokens")
@@ -107,7 +107,9 @@ def generate(model: GPTMini, tokenizer: Tokenizer, prompt: str, *args: Any, **se
     return tell(model, tokenizer, prompt, *args, **settings)["story"]
 
 
-def tell_samples(model: GPTMini, tokenizer: Tokenizer, count: int = 10) -> list[dict[str, Any]]:
+def tell_samples(
+    model: GPTMini, tokenizer: Tokenizer, max_new_tokens: int = NEW_TOKENS, count: int = 10
+) -> list[dict[str, Any]]:
     """Tell `count` stories, the chapter's prompts in turn, with the seeds 0, 1, 2, ...: the same at every call."""
     seeds = tqdm(range(count), desc="tell", unit=" stories")
-    return [tell(model, tokenizer, PROMPTS[seed % len(PROMPTS)], seed=seed) for seed in seeds]
+    return [tell(model, tokenizer, PROMPTS[seed % len(PROMPTS)], max_new_tokens, seed=seed) for seed in seeds]

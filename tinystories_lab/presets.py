@@ -30,6 +30,7 @@ class Preset:
     max_stories: int | None  # read at most so many; None is all
     tokenizer_stories: int  # learn the tokenizer on so many
     max_tokens: int | None  # write at most so many to train.bin; None is all
+    sample_tokens: int  # the most new tokens in a kept sample: the chapter's 120, or a whole story
     model: GPTConfig
     train: TrainConfig
 
@@ -43,18 +44,20 @@ PRESETS = {
             max_stories=20_000,
             tokenizer_stories=20_000,
             max_tokens=None,
-            model=GPTConfig(vocab_size=1_024, n_layer=4, n_head=4, d_model=128, max_len=256),
+            sample_tokens=200,
+            model=GPTConfig(vocab_size=2_048, n_layer=2, n_head=4, d_model=128, max_len=128),
             train=TrainConfig(
-                batch_size=16,
+                batch_size=8,  # many small steps: at so few tokens they teach more than few large ones
                 seq_len=128,
-                total_steps=500,
-                warmup_steps=25,
-                peak_lr=3e-3,
+                total_steps=800,
+                warmup_steps=50,
+                peak_lr=5e-3,
+                beta2=0.99,  # small batches: average the squares for longer
                 log_every=10,
                 eval_every=100,
-                eval_batches=8,
-                save_every=50,
-                keep_every=250,
+                eval_batches=12,
+                save_every=100,
+                keep_every=400,
             ),
         ),
         Preset(
@@ -63,6 +66,7 @@ PRESETS = {
             max_stories=None,
             tokenizer_stories=100_000,
             max_tokens=200_000_000,
+            sample_tokens=120,
             model=GPTConfig(),
             train=TrainConfig(),
         ),
@@ -135,6 +139,7 @@ def save_config(workspace: Workspace) -> None:
         "max_stories": workspace.preset.max_stories,
         "tokenizer_stories": workspace.preset.tokenizer_stories,
         "max_tokens": workspace.preset.max_tokens,
+        "sample_tokens": workspace.preset.sample_tokens,
         "model": asdict(workspace.model_config),
         "train": asdict(workspace.preset.train),
         "sessions": [*(load_config(workspace.run_dir)["sessions"] if path.exists() else []), session],
@@ -150,7 +155,7 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no {path}: run 03_train (or `train` in the shell) first")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable YAML ({error}): mend it, or remove it and train again") from error
     if not isinstance(config, dict) or "sessions" not in config:
         raise ValueError(

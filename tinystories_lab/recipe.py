@@ -38,6 +38,10 @@ class TrainConfig:
         if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must lie below total_steps {self.total_steps}")
 
+        for what in ("log_every", "eval_every", "save_every", "keep_every"):
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} is {getattr(self, what)}; it must be at least 1 step")
+
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.seq_len

@@ -52,7 +52,8 @@ class TrainState:
             )
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint["scaler"]:  # empty when the last session needed no loss scaling: an A100 then, a T4 now
+            self.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["torch_rng"])
         self.step, self.seconds, self.skipped_updates = (
             checkpoint[key] for key in ("step", "seconds", "skipped_updates")

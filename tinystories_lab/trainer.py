@@ -1,7 +1,6 @@
 """Steps: the training loop, as a generator of log rows that can stop anywhere and go on exactly there."""
 
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.recipe import TrainConfig, lr_at
 from tinystories_lab.runlog import Row, append_row
 from tinystories_lab.step import TrainState, take_step
-from tinystories_lab.tokenizer import load_tokenizer, tokenizer_sha256
+from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 
 KEPT_STEP_CHECKPOINTS = 2
 
@@ -58,7 +57,8 @@ def train(
         raise ValueError(
             f"seq_len is {config.seq_len}, but the model's max_len is {model_config.max_len}: lower one or raise the other"
         )
-    fingerprint = tokenizer_sha256(load_tokenizer(data_dir / "tokenizer.json"))
+    tokenizer = load_tokenizer(data_dir / "tokenizer.json")
+    fingerprint = tokenizer_sha256(tokenizer)
     fits = {"vocab_size": model_config.vocab_size, "tokenizer_sha256": fingerprint}
     loader = BinLoader(data_dir / "train.bin", config.batch_size, config.seq_len, config.seed, config.sampling, **fits)
     held_out = BinLoader(data_dir / "val.bin", config.batch_size, config.seq_len, sampling="shuffle", **fits)
@@ -67,10 +67,9 @@ def train(
     state = TrainState.new(model_config, config, fingerprint, device, dtype)
     if resumed := latest_checkpoint(run_dir):
         state.restore(resumed)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(data_dir / "tokenizer.json", run_dir / "tokenizer.json")
+    save_tokenizer(tokenizer, run_dir / "tokenizer.json")
 
-    first_step = saved_step = state.step
+    saved_step = state.step
     whole = True  # model, optimizer, step and log belong together
     steps_timed, seconds_timed = 0, 0.0
     try:
@@ -83,9 +82,10 @@ def train(
                 last = state.step == config.total_steps
                 eval_due = last or state.step % config.eval_every == 0
                 save_due = state.step % config.save_every == 0
+                keep_due = state.step % config.keep_every == 0
                 row_due = eval_due or state.step == 1 or state.step % config.log_every == 0
                 # Reading a value waits for the device, so only when it is needed.
-                if (row_due or save_due) and not math.isfinite(loss.item() + grad_norm.item()):
+                if (row_due or save_due or keep_due) and not math.isfinite(loss.item() + grad_norm.item()):
                     raise FloatingPointError(
                         f"at step {state.step} the loss is {loss.item()} and the gradient norm {grad_norm.item()}: the run "
                         f"diverged. last.pt still holds step {saved_step}; start another run with a lower peak_lr"
@@ -109,10 +109,12 @@ def train(
                         row["val_loss"] = evaluate(state.model, held_out, eval_batches, dtype)
                     append_row(run_dir / "loss.jsonl", row)
                     steps_timed, seconds_timed = 0, 0.0
+                if last:  # before last.pt says that all is done, and before the caller can leave at the last row
+                    save_checkpoint(run_dir / "final.pt", state.model, step=state.step, tokenizer_sha256=fingerprint)
                 if save_due:
                     state.save(run_dir / "last.pt")
                     saved_step = state.step
-                if state.step % config.keep_every == 0:
+                if keep_due:
                     state.save(run_dir / f"step_{state.step:05d}.pt")
                     for old in step_checkpoints(run_dir)[KEPT_STEP_CHECKPOINTS:]:
                         old.unlink()
@@ -120,7 +122,8 @@ def train(
             if row_due:
                 yield row
     finally:
-        if whole and state.step > saved_step:
+        # The run may have diverged since the last look at a loss: that is not worth keeping.
+        if whole and state.step > saved_step and math.isfinite(loss.item() + grad_norm.item()):
             state.save(run_dir / "last.pt")
-    if state.step > first_step or not (run_dir / "final.pt").exists():
+    if not (run_dir / "final.pt").exists():  # lost since, or total_steps is now fewer than were run
         save_checkpoint(run_dir / "final.pt", state.model, step=state.step, tokenizer_sha256=fingerprint)

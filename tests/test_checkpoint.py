@@ -1,0 +1,366 @@
+"""Stop and continue: what is saved comes back, what is damaged or dangerous is refused, what was good stays."""
+
+import errno
+import os
+import pickle
+import re
+import shutil
+import signal
+import threading
+import zipfile
+from dataclasses import asdict, replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tinystories_lab.checkpoint import (
+    interrupts_wait,
+    latest_checkpoint,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    step_checkpoints,
+)
+from tinystories_lab.model import GPTConfig, GPTMini, rope_tables
+from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.step import TrainState, take_step
+
+MICRO = GPTConfig(vocab_size=300, n_layer=1, n_head=2, d_model=32, max_len=16)
+CONFIG = TrainConfig(batch_size=2, seq_len=8, total_steps=10, warmup_steps=1)
+CPU = torch.device("cpu")
+
+
+def trained_state(steps=3, config=CONFIG, dtype=torch.float16):
+    """A state that has moved: with float16 also the scaler holds something."""
+    state = TrainState.new(MICRO, config, "f" * 64, CPU, dtype)
+    for _ in range(steps):
+        ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(state.step))
+        *_, skipped = take_step(state, (ids[:, :-1], ids[:, 1:]), dtype)
+        state.step, state.seconds, state.skipped_updates = state.step + 1, state.seconds + 0.125, skipped
+    return state
+
+
+def assert_equal(one, other):
+    """Equal to the last bit, through dicts and lists, types included."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for first, second in zip(one, other, strict=True):
+            assert_equal(first, second)
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    else:
+        assert one == other
+
+
+@pytest.fixture(scope="module")
+def good_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("good") / "last.pt"
+    trained_state().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def good_bytes(good_file):
+    return good_file.read_bytes()
+
+
+def test_every_number_comes_back(tmp_path):
+    state = trained_state()
+    state.skipped_updates = 7
+    state.save(tmp_path / "last.pt")
+    random_before = torch.get_rng_state()
+    torch.rand(5)
+    other = TrainState.new(MICRO, replace(CONFIG, seed=99), "f" * 64, CPU, torch.float16)
+    other.restore(tmp_path / "last.pt")
+    assert_equal(other.model.state_dict(), state.model.state_dict())
+    assert_equal(other.optimizer.state_dict(), state.optimizer.state_dict())
+    assert_equal(other.scaler.state_dict(), state.scaler.state_dict())
+    assert other.scaler.state_dict()["_growth_tracker"] == 3
+    assert torch.equal(torch.get_rng_state(), random_before)
+    assert (other.step, other.seconds, other.skipped_updates) == (3, 0.375, 7)
+
+
+def test_a_checkpoint_holds_the_choices_and_further_plain_values(tmp_path):
+    model = GPTMini(MICRO)
+    plain = {"note": "first", "numbers": [1, 2.5, None, True], "table": torch.arange(3)}
+    save_checkpoint(tmp_path / "a.pt", model, step=4, tokenizer_sha256="abc", **plain)
+    checkpoint = load_checkpoint(tmp_path / "a.pt", {"step"})
+    assert checkpoint["step"] == 4 and checkpoint["tokenizer_sha256"] == "abc"
+    assert GPTConfig(**checkpoint["model_config"]) == MICRO
+    assert_equal({key: checkpoint[key] for key in plain}, plain)
+    trained_state().save(tmp_path / "b.pt")
+    assert TrainConfig(**load_checkpoint(tmp_path / "b.pt")["train_config"]) == CONFIG
+
+
+def test_a_model_alone_loads_in_evaluation_mode_with_its_tables(tmp_path):
+    torch.manual_seed(3)
+    model = GPTMini(MICRO)
+    save_checkpoint(tmp_path / "final.pt", model, step=1)
+    loaded = load_model(tmp_path / "final.pt")
+    assert not loaded.training and loaded.config == MICRO
+    assert_equal(loaded.state_dict(), model.state_dict())
+    assert torch.equal(loaded.cos, rope_tables(16, 16)[0]) and torch.equal(loaded.sin, rope_tables(16, 16)[1])
+    ids = torch.arange(16)[None]
+    assert torch.equal(loaded(ids)[0], model(ids)[0])
+    with pytest.raises(ValueError, match=r"final\.pt is not a checkpoint to resume: it lacks .*'optimizer'"):
+        load_checkpoint(tmp_path / "final.pt")
+
+
+def test_a_missing_checkpoint_says_what_makes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*final\.pt: run 03_train"):
+        load_model(tmp_path / "final.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused_by_name(tmp_path, good_bytes, share):
+    path = tmp_path / "last.pt"
+    path.write_bytes(good_bytes[: int(len(good_bytes) * share)])
+    with pytest.raises(ValueError, match=r"last\.pt is damaged .*: use an older checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x04N.", bytes(1_000)])
+def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.pt is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_zip_of_something_else_is_refused_by_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "last.pt", "w") as archive:
+        archive.writestr("story.txt", "Once upon a time")
+    with pytest.raises(ValueError, match=r"last\.pt is damaged"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_a_flipped_byte_among_the_weights_is_refused_by_name(tmp_path, good_file, good_bytes):
+    weights = load_checkpoint(good_file)["model"]["tok_emb.weight"].numpy().tobytes()
+    damaged = bytearray(good_bytes)
+    damaged[good_bytes.index(weights) + 1_000] ^= 1
+    (tmp_path / "last.pt").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"last\.pt is damaged \(.*checksum\): use an older checkpoint"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def small_checkpoint():
+    file = BytesIO()
+    torch.save({"step": 1, "model": {"w": torch.arange(4.0)}}, file)
+    return file.getvalue()
+
+
+SMALL = small_checkpoint()
+# One bit of a zip's directory marks a record as a folder: torch 2.13 then hands out memory that nobody wrote.
+FOLDER_FLAGS = {(match.start() + 38, 4) for match in re.finditer(b"PK\x01\x02", SMALL)}
+# A name that is no longer UTF-8, a method that is no longer "stored", a record that starts elsewhere.
+HEADERS = [SMALL.rindex(b"data/0"), SMALL.rindex(b"PK\x01\x02") + 10, SMALL.rindex(b"PK\x01\x02") + 42]
+
+
+@given(st.sampled_from(range(len(SMALL))) | st.sampled_from(HEADERS), st.integers(0, 7))
+def test_a_flipped_bit_anywhere_is_refused_by_name_or_harmless(tmp_path_factory, position, bit):
+    """A bit of the zip's own padding may not matter; any other must not get through, nor end in another exception."""
+    assume((position, bit) not in FOLDER_FLAGS)
+    path = tmp_path_factory.getbasetemp() / "flipped.pt"
+    damaged = bytearray(SMALL)
+    damaged[position] ^= 1 << bit
+    path.write_bytes(damaged)
+    try:
+        checkpoint = load_checkpoint(path, {"step", "model"})
+    except ValueError as error:
+        assert "flipped.pt" in str(error)
+    else:
+        assert_equal(checkpoint, {"step": 1, "model": {"w": torch.arange(4.0)}})
+
+
+@pytest.mark.parametrize("key", ["step", "model", "model_config", "optimizer", "torch_rng", "seconds"])
+def test_a_checkpoint_that_lacks_something_is_refused_by_name(tmp_path, good_file, key):
+    checkpoint = load_checkpoint(good_file)
+    del checkpoint[key]
+    torch.save(checkpoint, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=rf"last\.pt is not a checkpoint to resume: it lacks \['{key}'\]"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_a_tensor_alone_is_no_checkpoint(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt is not a checkpoint to load"):
+        load_model(tmp_path / "last.pt")
+
+
+class Evil:
+    """Pickled, it is a call that whoever unpickles it makes."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'echo was here > "{self.marker}"',)
+
+
+def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, good_file):
+    marker = tmp_path / "marker"
+    torch.save(load_checkpoint(good_file) | {"note": Evil(marker)}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt holds more than tensors and plain values, and was not run"):
+        load_checkpoint(tmp_path / "last.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(marker)))
+    with pytest.raises(ValueError, match=r"plain\.pt"):
+        load_checkpoint(tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match="none of the checkpoints"), pytest.warns(UserWarning):
+        latest_checkpoint(tmp_path)
+    assert not marker.exists()
+    torch.load(tmp_path / "last.pt", weights_only=False)
+    assert marker.exists(), "the file was harmless, so this test showed nothing"
+
+
+def test_without_checkpoints_there_is_no_latest(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "not there") is None
+    save_checkpoint(tmp_path / "final.pt", GPTMini(MICRO), step=1)
+    assert latest_checkpoint(tmp_path) is None, "final.pt holds a model alone and cannot resume"
+
+
+def test_the_latest_checkpoint_is_last_pt(tmp_path, good_file):
+    for name in ("last.pt", "step_00005.pt"):
+        shutil.copy(good_file, tmp_path / name)
+    assert latest_checkpoint(tmp_path) == tmp_path / "last.pt"
+
+
+def test_a_damaged_last_pt_gives_way_to_the_newest_step_that_verifies(tmp_path, good_file, good_bytes):
+    for name in ("step_00990.pt", "step_99000.pt", "step_100000.pt"):  # newest by number, not by name
+        shutil.copy(good_file, tmp_path / name)
+    assert [path.name for path in step_checkpoints(tmp_path)] == ["step_100000.pt", "step_99000.pt", "step_00990.pt"]
+    (tmp_path / "last.pt").write_bytes(good_bytes[:-100])
+    with pytest.warns(UserWarning, match=r"skipped: .*last\.pt is damaged"):
+        assert latest_checkpoint(tmp_path) == tmp_path / "step_100000.pt"
+    (tmp_path / "step_100000.pt").write_bytes(b"")
+    with pytest.warns(UserWarning) as warned:
+        assert latest_checkpoint(tmp_path) == tmp_path / "step_99000.pt"
+    assert [re.search(r"\w+\.pt", str(warning.message))[0] for warning in warned] == ["last.pt", "step_100000.pt"]
+
+
+def test_when_no_checkpoint_verifies_nothing_starts_anew(tmp_path):
+    for name in ("last.pt", "step_00005.pt"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    with (
+        pytest.warns(UserWarning) as warned,
+        pytest.raises(ValueError, match=r"can be read \(last\.pt, step_00005\.pt\): move them away to start anew"),
+    ):
+        latest_checkpoint(tmp_path)
+    assert len(warned) == 2
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure):
+    trained_state(1).save(tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def fill_the_disk(checkpoint, file):
+        file.write(b"half a checkpoint")
+        raise failure
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(type(failure)):
+        trained_state(2).save(tmp_path / "last.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_resuming_another_model_or_tokenizer_is_refused_with_both_values(tmp_path):
+    trained_state().save(tmp_path / "last.pt")
+    other = TrainState.new(replace(MICRO, n_layer=2), CONFIG, "e" * 64, CPU, torch.float32)
+    with pytest.raises(ValueError) as refused:
+        other.restore(tmp_path / "last.pt")
+    assert "n_layer 1 there, 2 now" in str(refused.value)
+    assert "tokenizer ffffffffffff there, eeeeeeeeeeee now" in str(refused.value)
+    assert "d_model" not in str(refused.value) and "another run name" in str(refused.value)
+    assert other.step == 0
+
+
+@pytest.mark.parametrize("before", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("now", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_run_may_go_on_in_another_precision(tmp_path, before, now):
+    """Colab lends an A100 today and a T4 tomorrow."""
+    state = trained_state(dtype=before)
+    state.save(tmp_path / "last.pt")
+    other = TrainState.new(MICRO, CONFIG, "f" * 64, CPU, now)
+    other.restore(tmp_path / "last.pt")
+    assert_equal(other.model.state_dict(), state.model.state_dict())
+    assert other.scaler.is_enabled() == (now is torch.float16)
+
+
+def test_model_config_is_kept_as_plain_values(good_file):
+    assert load_checkpoint(good_file)["model_config"] == asdict(MICRO)
+
+
+def test_weights_are_drawn_from_the_seed_alone():
+    torch.manual_seed(1)
+    one = TrainState.new(MICRO, CONFIG, "", CPU, torch.float32)
+    random_after = torch.get_rng_state()
+    torch.manual_seed(2)
+    other = TrainState.new(MICRO, CONFIG, "", CPU, torch.float32)
+    assert_equal(one.model.state_dict(), other.model.state_dict())
+    different = TrainState.new(MICRO, replace(CONFIG, seed=1), "", CPU, torch.float32)
+    assert not torch.equal(different.model.tok_emb.weight, one.model.tok_emb.weight)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), random_after), "drawing weights moved the global random state"
+
+
+def test_ctrl_c_waits_for_the_end_of_the_block():
+    handler, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the rest of the block")
+    assert done == ["the rest of the block"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_breaks_in():
+    handler, done = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("after one")
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("after two")
+    assert done == ["after one"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_without_ctrl_c_a_block_ends_as_it_would():
+    handler = signal.getsignal(signal.SIGINT)
+    with interrupts_wait():
+        pass
+    with pytest.raises(ZeroDivisionError), interrupts_wait():
+        _ = 1 / 0
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_thread_without_signals_runs_its_block_and_keeps_its_exceptions():
+    done = []
+
+    def work():
+        with interrupts_wait():
+            done.append("the block")
+        try:
+            with interrupts_wait():
+                raise ValueError("its own")
+        except ValueError as error:
+            done.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == ["the block", "its own"]
+
+
+def test_no_partial_file_is_left_beside_a_checkpoint(tmp_path):
+    trained_state(1).save(tmp_path / "runs" / "new" / "last.pt")
+    assert [path.name for path in Path(tmp_path / "runs" / "new").iterdir()] == ["last.pt"]

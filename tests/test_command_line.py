@@ -1,0 +1,277 @@
+"""The same five stages from a shell: what they leave, what they say, and how they end."""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tinystories_lab
+from tinystories_lab import trainer
+from tinystories_lab.__main__ import STAGES, main
+from tinystories_lab.checkpoint import load_checkpoint, load_model
+from tinystories_lab.generate import PROMPTS, generate
+from tinystories_lab.presets import PRESETS, Preset, load_config
+from tinystories_lab.runlog import read_log, read_rows
+from tinystories_lab.step import TrainState, take_step
+from tinystories_lab.tokenizer import BinInfo, load_tokenizer
+
+DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def micro_preset(model_config, train_config):
+    """`--preset micro` trains twelve steps on a file stories.txt of the current folder."""
+    model = replace(model_config, n_layer=1, d_model=16)  # twenty stories are told in every run
+    preset = Preset("micro", "stories.txt", None, 1_000, None, model, train_config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "micro", preset)
+        yield
+
+
+def command(*arguments):
+    """Run a command line in the current folder; returns its exit status, output and errors."""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), warnings.catch_warnings():
+        status = main([*arguments, "--preset", "micro"])
+    return status, output.getvalue(), errors.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(stories, tmp_path_factory):
+    """A folder in which `run` has ended, and what it printed; made once, so leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "stories.txt").write_text("\n\n".join(stories))
+    with contextlib.chdir(folder):
+        return folder, *command("run")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def assert_same_model(one, other):
+    one, other = (load_model(folder / "final.pt").state_dict() for folder in (one, other))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_run_ends_well_with_the_files_of_all_five_stages(finished):
+    folder, status, _, _ = finished
+    assert status == 0
+    assert {path.name for path in (folder / DATA).iterdir()} == {
+        *("stories", "tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
+    }
+    assert {path.name for path in (folder / RUN).iterdir()} == {
+        *("config.yaml", "tokenizer.json", "loss.jsonl", "samples.jsonl", "loss_curve.png"),
+        *("last.pt", "final.pt", "step_00005.pt", "step_00010.pt"),
+    }
+    assert read_log(folder / RUN / "loss.jsonl")[-1]["step"] == 12
+    assert load_model(folder / RUN / "final.pt").config.vocab_size == 300
+    assert load_tokenizer(folder / RUN / "tokenizer.json").get_vocab_size() == 300
+    assert (folder / RUN / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert load_config(folder / RUN)["preset"] == "micro"
+    assert BinInfo.of(folder / DATA / "train.bin").stories + BinInfo.of(folder / DATA / "val.bin").stories == 144
+
+
+def test_run_keeps_ten_stories_from_before_and_after_training(finished):
+    samples = read_rows(finished[0] / RUN / "samples.jsonl")
+    for when in ("before", "after"):
+        told = [sample for sample in samples if sample["when"] == when]
+        assert [sample["seed"] for sample in told] == list(range(10))
+        assert [sample["prompt"] for sample in told] == [*PROMPTS, *PROMPTS]
+        assert all(sample["story"].startswith(sample["prompt"]) for sample in told)
+    assert samples[0]["story"] != samples[10]["story"], "training changed nothing"
+
+
+def test_the_stories_from_before_are_those_of_the_weights_that_training_starts_from(finished):
+    config, dtype = PRESETS["micro"].train, torch.float32
+    start = TrainState.new(PRESETS["micro"].model, config, "", torch.device("cpu"), dtype).model
+    first = read_rows(finished[0] / RUN / "samples.jsonl")[0]
+    assert first["story"] == generate(start, load_tokenizer(finished[0] / RUN / "tokenizer.json"), PROMPTS[0], seed=0)
+
+
+def test_run_prints_the_report_and_ends_with_five_stories(finished):
+    folder, _, output, _ = finished
+    for part in (
+        *(
+            "preset micro, source stories.txt",
+            "stories to train on",
+            "train.bin: ",
+            "bytes a token",
+            "8,176 parameters",
+            "float32",
+        ),
+        *("Run stories-micro", "perplexity", "bits a byte", "pattern     ", "checklist", "done: final.pt saved"),
+        *("done: ten samples from after training", "open: stories rated", str(folder.resolve() / RUN)),
+    ):
+        assert part in output, part
+    stories = [row["story"] for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]
+    assert output.endswith("the five stories:\n" + "\n\n".join(stories[:5]) + "\n")
+
+
+def test_run_is_the_default_and_a_second_one_trains_no_more(finished, here):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    samples = (here / RUN / "samples.jsonl").read_text()
+    marked = samples.replace('"when": "before"', '"when": "before", "note": "not told again"')
+    (here / RUN / "samples.jsonl").write_text(marked)
+    before = files(here / RUN) | files(here / DATA)
+    status, output, _ = command()
+    assert status == 0 and "the five stories:" in output
+    after = files(here / RUN) | files(here / DATA)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed <= {"config.yaml", "loss_curve.png"}, "only the list of sessions grows, and the plot is drawn again"
+    assert len(load_config(here / RUN)["sessions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        ("tokenizer", "run 01_prepare (or `prepare` in the shell) first"),
+        ("train", "run 02_tokenizer (or `tokenizer` in the shell) first"),
+        ("generate", "run 03_train (or `train` in the shell) first"),
+        ("retrospective", "run 03_train (or `train` in the shell) first"),
+    ],
+)
+def test_a_stage_before_its_predecessor_says_which_to_run(here, stage, sentence):
+    status, output, errors = command(stage)
+    assert status == 1
+    assert errors.rstrip().endswith(sentence) and "Traceback" not in errors + output
+    assert not list(here.rglob("*.pt"))
+
+
+def test_the_stages_one_by_one_leave_what_run_leaves(finished, here):
+    shutil.copy(finished[0] / "stories.txt", here)
+    assert [command(stage)[0] for stage in STAGES] == [0, 0, 0, 0, 0]
+    whole, single = files(finished[0] / RUN), files(here / RUN)
+    assert single.keys() == whole.keys()
+    assert single["samples.jsonl"] == whole["samples.jsonl"]
+    assert_same_model(here / RUN, finished[0] / RUN)
+    assert files(here / DATA) == files(finished[0] / DATA)
+
+
+def test_prepared_data_is_not_written_again(finished, here):
+    shutil.copy(finished[0] / "stories.txt", here)
+
+    def written():
+        assert (command("prepare")[0], command("tokenizer")[0]) == (0, 0)
+        return {path: path.stat().st_mtime_ns for path in (here / DATA).rglob("*.*")}
+
+    assert written() == written()
+
+
+def test_folders_may_have_other_names(finished, here):
+    shutil.copytree(finished[0] / DATA, here / "data" / "shared")
+    shutil.copytree(finished[0] / RUN, here / "runs" / "second")
+    (here / "runs" / "second" / "final.pt").unlink()
+    assert command("train", "--data", "shared", "--run", "second")[0] == 0
+    assert (here / "runs" / "second" / "final.pt").exists()
+    assert load_config(here / "runs" / "second")["data"]["name"] == "shared"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--preset", "huge"], "unknown preset 'huge': take one of "),
+        (["--preset", "micro", "--source", "no.txt"], "there is no file no.txt"),
+        (["--preset", "micro", "--source", "gutenberg"], "unknown source 'gutenberg'"),
+        (["--preset", "micro", "--run", "../elsewhere"], "the run name is '../elsewhere'"),
+    ],
+)
+def test_what_cannot_be_done_exits_1_with_one_sentence(here, capsys, arguments, sentence):
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert sentence in errors and "Traceback" not in errors
+    assert errors.strip().count("\n") <= 1  # a progress bar may have begun
+
+
+@pytest.mark.parametrize("arguments", [["dance"], ["--presets", "tiny", "x"], ["run", "--source"]])
+def test_wrong_usage_exits_2(here, capsys, arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2 and "usage: python -m tinystories_lab" in capsys.readouterr().err
+
+
+def test_ctrl_c_during_training_exits_130_and_the_same_command_goes_on(finished, here, monkeypatch):
+    def take_step_and_stop(state, *args):
+        done = take_step(state, *args)
+        if state.step + 1 == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    shutil.copy(finished[0] / "stories.txt", here)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "take_step", take_step_and_stop)
+        status, output, errors = command("run")
+    assert status == 130
+    assert f"stopped; training is saved in {RUN / 'last.pt'}; the same command goes on from there" in errors
+    assert "the five stories" not in output and "Traceback" not in errors
+    assert load_checkpoint(here / RUN / "last.pt")["step"] == 7
+
+    status, output, _ = command("run")
+    assert status == 0 and "the five stories:" in output
+    assert_same_model(here / RUN, finished[0] / RUN)
+    samples = [row["when"] for row in read_rows(here / RUN / "samples.jsonl")]
+    assert samples == ["before"] * 10 + ["after"] * 10
+
+
+def test_ctrl_c_before_training_keeps_the_finished_stages(finished, here, monkeypatch):
+    def press_ctrl_c(*args):
+        raise KeyboardInterrupt
+
+    shutil.copy(finished[0] / "stories.txt", here)
+    with monkeypatch.context() as patch:
+        patch.setattr("tinystories_lab.__main__.train_tokenizer", press_ctrl_c)
+        status, _, errors = command("run")
+    assert status == 130 and "stopped; finished stages are kept; the same command goes on from there" in errors
+    assert command("tokenizer")[0] == 0
+
+
+def test_a_run_that_diverges_exits_1_and_says_what_to_change(finished, here, monkeypatch):
+    def diverge(*args):
+        loss, grad_norm, skipped = take_step(*args)
+        return loss * float("nan"), grad_norm, skipped
+
+    shutil.copytree(finished[0] / DATA, here / DATA)
+    (here / RUN).mkdir(parents=True)
+    shutil.copy(finished[0] / RUN / "samples.jsonl", here / RUN)
+    monkeypatch.setattr(trainer, "take_step", diverge)
+    status, _, errors = command("train")
+    assert status == 1 and "at step 1 the loss is nan" in errors and errors.rstrip().endswith("a lower peak_lr")
+
+
+def test_warnings_are_notes_without_code(finished, here):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    (here / RUN / "last.pt").write_bytes(b"torn")
+    status, _, errors = command("train")
+    assert status == 0
+    assert "note: skipped: " in errors and "last.pt is damaged" in errors and "stacklevel" not in errors
+
+
+def test_help_tells_all_stages_and_options(tmp_path):
+    home = str(Path(tinystories_lab.__file__).parents[1])
+    told = subprocess.run(
+        [sys.executable, "-m", "tinystories_lab", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": home},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.returncode == 0
+    for word in (*STAGES, "--preset", "--source", "--run", "--data", "tiny, book", "TINYSTORIES_LAB_PRESET"):
+        assert word in told.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,185 @@
+"""What a run is: every choice in one place, a folder for it, and the record that repeats it."""
+
+import platform
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tinystories_lab import presets
+from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.presets import PRESETS, choose_preset, load_config, plan_workspace, save_config
+from tinystories_lab.recipe import TrainConfig
+
+
+def on_device(monkeypatch, kind):
+    monkeypatch.setattr(presets, "choose_device", lambda: (torch.device(kind), f"training on {kind}"))
+
+
+def test_the_book_preset_is_the_chapters_run():
+    book = PRESETS["book"]
+    assert (book.train.total_steps, book.train.tokens_per_step) == (12_207, 16_384)
+    assert book.train.total_steps * book.train.tokens_per_step == pytest.approx(200e6, rel=1e-4)
+    assert book.max_tokens == 200_000_000 and book.tokenizer_stories == 100_000 and book.source == "tinystories"
+    assert GPTMini(book.model).count_parameters() == 9_952_320
+
+
+def test_the_tiny_presets_model_is_under_a_million_parameters():
+    assert GPTMini(PRESETS["tiny"].model).count_parameters() < 1_000_000
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_every_preset_fits_together(preset):
+    assert PRESETS[preset.name] is preset
+    assert preset.train.seq_len <= preset.model.max_len
+    assert preset.train.eval_every <= preset.train.total_steps, "a run without an evaluation has nothing to show"
+    assert preset.train.save_every <= preset.train.total_steps
+    with pytest.raises(FrozenInstanceError):
+        preset.source = "other"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_chosen_by_name_whatever_the_environment(monkeypatch, name):
+    monkeypatch.setenv("TINYSTORIES_LAB_PRESET", "tiny")
+    assert choose_preset(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("variable", "device", "expected"),
+    [
+        ("book", "cpu", "book"),
+        ("tiny", "cuda", "tiny"),
+        (None, "cpu", "tiny"),
+        (None, "cuda", "book"),
+        (None, "mps", "book"),
+        ("", "cuda", "book"),
+    ],
+)
+def test_auto_asks_the_environment_then_the_device(monkeypatch, variable, device, expected):
+    monkeypatch.delenv("TINYSTORIES_LAB_PRESET", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("TINYSTORIES_LAB_PRESET", variable)
+    on_device(monkeypatch, device)
+    assert choose_preset().name == choose_preset("auto").name == expected
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(monkeypatch):
+    for_all = rf"take one of {', '.join(PRESETS)}, or auto"
+    with pytest.raises(ValueError, match=f"unknown preset 'huge': {for_all}"):
+        choose_preset("huge")
+    monkeypatch.setenv("TINYSTORIES_LAB_PRESET", "hug")
+    with pytest.raises(ValueError, match=f"unknown preset 'hug': {for_all}"):
+        choose_preset()
+
+
+@pytest.mark.parametrize(
+    ("choices", "source", "data", "run"),
+    [
+        ({"preset": "tiny"}, "toyland", "toyland-tiny", "toyland-tiny"),
+        ({"preset": "book"}, "tinystories", "tinystories-book", "tinystories-book"),
+        ({"preset": "tiny", "source": "tinystories"}, "tinystories", "tinystories-tiny", "tinystories-tiny"),
+        ({"preset": "tiny", "source": "a/my.stories.txt.gz"}, "a/my.stories.txt.gz", "my-tiny", "my-tiny"),
+        ({"preset": "tiny", "run": "second try"}, "toyland", "toyland-tiny", "second try"),
+        ({"preset": "tiny", "data": "shared"}, "toyland", "shared", "toyland-tiny"),
+    ],
+    ids=str,
+)
+def test_folders_are_named_by_source_and_preset_unless_told_otherwise(tmp_path, choices, source, data, run):
+    lab = plan_workspace(tmp_path, **choices)
+    assert lab.preset is PRESETS[choices["preset"]] and lab.source == source
+    assert (lab.data_dir, lab.run_dir) == (tmp_path / "data" / data, tmp_path / "runs" / run)
+    assert not list(tmp_path.iterdir()), "planning makes no folder"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/x", "a/", "./a"])
+@pytest.mark.parametrize("what", ["run", "data"])
+def test_names_that_leave_the_folder_are_refused(tmp_path, what, name):
+    with pytest.raises(ValueError, match=rf"the {what} name is '{name}'; .* plain folder name, such as 'toyland-tiny'"):
+        plan_workspace(tmp_path, "tiny", **{what: name})
+
+
+def micro_workspace(root, data_dir=None):
+    lab = plan_workspace(root, "tiny", run="mine")
+    return replace(lab, data_dir=data_dir) if data_dir else lab
+
+
+def test_the_model_has_the_vocabulary_of_the_data(tmp_path, data_dir):
+    assert micro_workspace(tmp_path).model_config == PRESETS["tiny"].model
+    lab = micro_workspace(tmp_path, data_dir)
+    assert lab.model_config == replace(PRESETS["tiny"].model, vocab_size=300)
+
+
+def test_config_comes_back_with_every_choice_versions_and_device(tmp_path, data_dir, monkeypatch):
+    on_device(monkeypatch, "mps")
+    lab = micro_workspace(tmp_path, data_dir)
+    save_config(lab)
+    config = load_config(lab.run_dir)
+    assert (config["preset"], config["source"], config["data"]["name"]) == ("tiny", "toyland", data_dir.name)
+    assert GPTConfig(**config["model"]) == lab.model_config
+    assert TrainConfig(**config["train"]) == PRESETS["tiny"].train
+    assert {key: config[key] for key in ("max_stories", "tokenizer_stories", "max_tokens")} == {
+        "max_stories": 20_000,
+        "tokenizer_stories": 20_000,
+        "max_tokens": None,
+    }
+    assert config["data"]["vocab_size"] == 300 and len(config["data"]["sha256"]) == 64
+    (session,) = config["sessions"]
+    assert (session["device"], session["device_name"], session["dtype"]) == ("mps", "training on mps", "bfloat16")
+    assert session["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert session["versions"]["python"] == platform.python_version()
+    assert session["versions"].keys() >= {"numpy", "datasets", "tokenizers", "tinystories_lab"}
+    assert session["started"].endswith("+00:00")
+
+
+def test_config_can_be_saved_before_there_is_data(tmp_path):
+    lab = micro_workspace(tmp_path)
+    save_config(lab)
+    assert load_config(lab.run_dir)["data"] == {"name": "toyland-tiny"}
+
+
+def test_earlier_sessions_stay_listed(tmp_path, monkeypatch):
+    lab = micro_workspace(tmp_path)
+    for device in ("cpu", "mps", "cpu"):
+        on_device(monkeypatch, device)
+        save_config(lab)
+    sessions = load_config(lab.run_dir)["sessions"]
+    assert [session["device"] for session in sessions] == ["cpu", "mps", "cpu"]
+    assert [path.name for path in lab.run_dir.iterdir()] == ["config.yaml"]
+
+
+def test_config_is_plain_yaml_that_people_can_read(tmp_path):
+    lab = micro_workspace(tmp_path)
+    save_config(lab)
+    text = (lab.run_dir / "config.yaml").read_text()
+    assert text.startswith("preset: tiny\nsource: toyland\n") and "!!" not in text
+    assert yaml.safe_load(text) == load_config(lab.run_dir)
+
+
+def test_a_missing_config_says_what_makes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*config\.yaml: run 03_train"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"preset: [tiny\n", "is not readable YAML"),
+        (b"preset: \x00\n", "is not readable YAML"),
+        (b"\xff\xfe\xfa", "is not readable YAML"),
+        (b"a: !!python/object/apply:os.system ['true']\n", "is not readable YAML"),
+        (b"", "is not a run's config"),
+        (b"just a sentence\n", "is not a run's config"),
+        (b"- a\n- list\n", "is not a run's config"),
+        (b"colour: red\n", "is not a run's config"),
+    ],
+)
+def test_broken_yaml_and_yaml_of_another_kind_are_refused_by_name(tmp_path, content, sentence):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)config\.yaml {sentence}.*train again"):
+        load_config(tmp_path)
+    lab = replace(micro_workspace(Path("unused")), run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        save_config(lab)
+    assert (tmp_path / "config.yaml").read_bytes() == content, "a file that could not be read was overwritten"

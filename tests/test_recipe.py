@@ -1,0 +1,84 @@
+"""The recipe: the learning rate of each step, and which weights decay."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.recipe import TrainConfig, lr_at, make_optimizer
+
+CONFIG = TrainConfig(total_steps=1_100, warmup_steps=99, peak_lr=1e-3, final_lr_ratio=0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1e-5),  # one hundredth of the peak: the first step moves already
+        (49, 5e-4),
+        (98, 9.9e-4),
+        (99, 1e-3),  # the end of warm-up is the peak
+        (1_100, 1e-4),  # the end is a tenth of it
+        (5_000, 1e-4),  # and so is all that comes later
+    ],
+)
+def test_learning_rate_at_the_corners(step, expected):
+    assert lr_at(step, CONFIG) == pytest.approx(expected, rel=1e-9)
+
+
+def test_learning_rate_in_the_middle_of_the_cosine_is_the_mean_of_peak_and_floor():
+    config = TrainConfig(total_steps=1_200, warmup_steps=200, peak_lr=6e-4)
+    assert lr_at(700, config) == pytest.approx((6e-4 + 6e-5) / 2, rel=1e-9)
+    quarter = 0.1 + 0.9 * (1 + 2**-0.5) / 2
+    assert lr_at(450, config) == pytest.approx(6e-4 * quarter, rel=1e-9)
+
+
+def test_without_warm_up_the_first_step_is_the_peak():
+    assert lr_at(0, TrainConfig(total_steps=10, warmup_steps=0, peak_lr=1e-3)) == 1e-3
+
+
+@given(st.integers(0, 60), st.integers(1, 200), st.floats(0, 1))
+def test_learning_rate_goes_up_then_down_between_floor_and_peak(warmup, total, ratio):
+    assume(warmup < total)
+    config = TrainConfig(total_steps=total, warmup_steps=warmup, peak_lr=1.0, final_lr_ratio=ratio)
+    rates = [lr_at(step, config) for step in range(total + 1)]
+    assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert max(rates) == rates[warmup] == pytest.approx(1.0) and rates[-1] == pytest.approx(ratio)
+    assert min(rates) > 0 or ratio == 0
+
+
+def test_each_parameter_is_in_exactly_one_group():
+    model = GPTMini(GPTConfig(300, 2, 2, 32, 16))
+    grouped = [id(p) for group in make_optimizer(model, TrainConfig()).param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters()}
+
+
+def test_matrices_decay_and_norms_and_the_tied_embedding_do_not():
+    model = GPTMini(GPTConfig(300, 2, 2, 32, 16))
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-7))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if "norm" in name or name == "tok_emb.weight" else 0.1), name
+    assert all(group["betas"] == (0.8, 0.9) and group["eps"] == 1e-7 for group in optimizer.param_groups)
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_the_default_step_is_the_chapters_16384_tokens():
+    assert TrainConfig().tokens_per_step == 16_384
+    assert TrainConfig(batch_size=6, seq_len=7, micro_batches=2).tokens_per_step == 42
+
+
+@pytest.mark.parametrize(("batch_size", "micro_batches"), [(32, 0), (32, -1), (32, 5), (4, 8)])
+def test_micro_batches_that_do_not_divide_the_batch_are_refused(batch_size, micro_batches):
+    with pytest.raises(
+        ValueError, match=f"batch_size {batch_size} must be a multiple of micro_batches {micro_batches}"
+    ):
+        TrainConfig(batch_size=batch_size, micro_batches=micro_batches)
+
+
+@pytest.mark.parametrize(("warmup_steps", "total_steps"), [(-1, 10), (10, 10), (11, 10), (0, 0)])
+def test_a_warm_up_that_never_ends_is_refused(warmup_steps, total_steps):
+    with pytest.raises(ValueError, match=f"warmup_steps {warmup_steps} must lie below total_steps {total_steps}"):
+        TrainConfig(warmup_steps=warmup_steps, total_steps=total_steps)
