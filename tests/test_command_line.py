@@ -119,7 +119,8 @@ def test_run_prints_the_report_and_ends_with_five_stories(finished):
         *("done: ten samples from after training", "open: stories rated", str(folder.resolve() / RUN)),
     ):
         assert part in output, part
-    stories = [row["story"] for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]
+    told = [row for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]
+    stories = [row["story"] + ("" if row["ended"] else " ...") for row in told]
     assert output.endswith("the five stories:\n" + "\n\n".join(stories[:5]) + "\n")
 
 

@@ -64,12 +64,11 @@ def train_stage(lab: Workspace) -> None:
 
 
 def generate(lab: Workspace) -> None:
-    """final.pt -> ten stories in samples.jsonl, five of them printed"""
+    """final.pt -> ten stories in samples.jsonl"""
     model = load_model(lab.run_dir / "final.pt", choose_device()[0])
     samples = tell_samples(model, load_tokenizer(lab.run_dir / "tokenizer.json"), lab.preset.sample_tokens)
     save_samples(lab.run_dir, "after", samples)
-    for sample in samples[: len(PROMPTS)]:
-        print(f"\n{sample['story']}{'' if sample['ended'] else ' ...'}")
+    print(f"{len(samples)} stories kept in {lab.run_dir / 'samples.jsonl'}")
 
 
 def retrospective(lab: Workspace) -> None:
@@ -97,7 +96,7 @@ def retrospective(lab: Workspace) -> None:
         f"              perplexity {perplexity(loss):.2f}, {bits_per_byte(loss, held_out.bytes_per_token):.3f} bits a byte"
     )
     print(
-        f"  time        {last['seconds']:,.0f} s of training, {last['tokens'] / last['seconds']:,.0f} tokens a second"
+        f"  time        {last['seconds']:,.0f} s of training, {last['tokens'] / max(last['seconds'], 0.01):,.0f} tokens a second"
     )
     print(f"  pattern     {found.pattern}: {found.evidence}")
     told = [row["story"] for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"]
@@ -150,9 +149,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-    started = time.perf_counter()
+    started, saved = time.perf_counter(), None
     try:
         lab = plan_workspace(Path(), options.preset, options.source, options.run, options.data)
+        saved = lab.run_dir / "last.pt"
         print(f"preset {lab.preset.name}, source {lab.source}: {lab.data_dir} -> {lab.run_dir}")
         for stage in STAGES.values() if options.stage == "run" else [STAGES[options.stage]]:
             stage(lab)
@@ -160,14 +160,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        rows = read_log(lab.run_dir / "loss.jsonl")
-        kept = f"training is saved in {lab.run_dir / 'last.pt'}" if rows else "finished stages are kept"
+        kept = f"training is saved in {saved}" if saved and saved.exists() else "finished stages are kept"
         print(f"\nstopped; {kept}; the same command goes on from there", file=sys.stderr)
         return 130
-    if options.stage == "run":
-        print(f"\nall five stages in {time.perf_counter() - started:.0f} s; the five stories:")
-        stories = [row["story"] for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"]
-        print("\n\n".join(stories[: len(PROMPTS)]))
+    if options.stage in ("run", "generate"):
+        told = [row for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"][: len(PROMPTS)]
+        print(f"\ndone in {time.perf_counter() - started:.0f} s; the five stories:")
+        print("\n\n".join(row["story"] + ("" if row["ended"] else " ...") for row in told))
     return 0
 
 
