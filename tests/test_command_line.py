@@ -31,7 +31,7 @@ DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")
 def micro_preset(model_config, train_config):
     """`--preset micro` trains twelve steps on a file stories.txt of the current folder."""
     model = replace(model_config, n_layer=1, d_model=16)  # twenty stories are told in every run
-    preset = Preset("micro", "stories.txt", None, 1_000, None, model, train_config)
+    preset = Preset("micro", "stories.txt", None, 1_000, None, 20, model, train_config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "micro", preset)
         yield
@@ -101,7 +101,9 @@ def test_the_stories_from_before_are_those_of_the_weights_that_training_starts_f
     config, dtype = PRESETS["micro"].train, torch.float32
     start = TrainState.new(PRESETS["micro"].model, config, "", torch.device("cpu"), dtype).model
     first = read_rows(finished[0] / RUN / "samples.jsonl")[0]
-    assert first["story"] == generate(start, load_tokenizer(finished[0] / RUN / "tokenizer.json"), PROMPTS[0], seed=0)
+    assert first["story"] == generate(
+        start, load_tokenizer(finished[0] / RUN / "tokenizer.json"), PROMPTS[0], 20, seed=0
+    )
 
 
 def test_run_prints_the_report_and_ends_with_five_stories(finished):
