@@ -49,7 +49,8 @@ def strip(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.outputs = cell.outputs if CHECKED in cell.source else []
             for output in cell.outputs:
                 output.pop("execution_count", None)
-                output.metadata = {} if "metadata" in output else None
+                if "metadata" in output:
+                    output.metadata = {}
     return notebook
 
 
