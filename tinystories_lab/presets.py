@@ -75,9 +75,10 @@ PRESETS = {
 
 
 def choose_preset(name: str = "auto") -> Preset:
-    """The preset of that name. "auto" is what the environment variable TINYSTORIES_LAB_PRESET says, else `book` where
+    """The preset of that name; "auto" chooses one.
 
-    there is a GPU (MPS too) and `tiny` where there is none. Raises ValueError for a name that is not known.
+    That is what the environment variable TINYSTORIES_LAB_PRESET says, else `book` where there is a GPU (MPS too) and
+    `tiny` where there is none. Raises ValueError for a name that is not known.
     """
     if name == "auto":
         name = os.environ.get(PRESET_VARIABLE) or ("tiny" if choose_device()[0].type == "cpu" else "book")
