@@ -60,7 +60,7 @@ def train_stage(lab: Workspace) -> None:
         for row in rows:
             bar.update(row["step"] - bar.n)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", tokens_per_second=f"{row['tokens_per_second']:,}")
-    print(f"finished {read_log(lab.run_dir / 'loss.jsonl')[-1]['step']:,} steps: {lab.run_dir / 'final.pt'}")
+    print(f"finished: {lab.run_dir / 'final.pt'}")
 
 
 def generate(lab: Workspace) -> None:
