@@ -18,7 +18,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tinystories_lab.checkpoint import (
-    interrupts_wait,
     latest_checkpoint,
     load_checkpoint,
     load_model,
@@ -27,7 +26,9 @@ from tinystories_lab.checkpoint import (
 )
 from tinystories_lab.model import GPTConfig, GPTMini, rope_tables
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.step import TrainState, take_step
+from tinystories_lab.session import signals_wait
+from tinystories_lab.state import TrainState
+from tinystories_lab.step import take_step
 
 MICRO = GPTConfig(vocab_size=300, n_layer=1, n_head=2, d_model=32, max_len=16)
 CONFIG = TrainConfig(batch_size=2, seq_len=8, total_steps=10, warmup_steps=1)
@@ -36,11 +37,11 @@ CPU = torch.device("cpu")
 
 def trained_state(steps=3, config=CONFIG, dtype=torch.float16):
     """A state that has moved: with float16 also the scaler holds something."""
-    state = TrainState.new(MICRO, config, "f" * 64, CPU, dtype)
+    state = TrainState.new(MICRO, config, "f" * 64, "d" * 64, CPU, dtype)
     for _ in range(steps):
         ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(state.step))
-        *_, skipped = take_step(state, (ids[:, :-1], ids[:, 1:]), dtype)
-        state.step, state.seconds, state.skipped_updates = state.step + 1, state.seconds + 0.125, skipped
+        take_step(state, (ids[:, :-1], ids[:, 1:]), dtype)
+        state.seconds += 0.125
     return state
 
 
@@ -79,7 +80,7 @@ def test_every_number_comes_back(tmp_path):
     state.save(tmp_path / "last.pt")
     random_before = torch.get_rng_state()
     torch.rand(5)
-    other = TrainState.new(MICRO, replace(CONFIG, seed=99), "f" * 64, CPU, torch.float16)
+    other = TrainState.new(MICRO, CONFIG, "f" * 64, "d" * 64, CPU, torch.float16)
     other.restore(tmp_path / "last.pt")
     assert_equal(other.model.state_dict(), state.model.state_dict())
     assert_equal(other.optimizer.state_dict(), state.optimizer.state_dict())
@@ -214,7 +215,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, good_file):
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(marker)))
     with pytest.raises(ValueError, match=r"plain\.pt"):
         load_checkpoint(tmp_path / "plain.pt")
-    with pytest.raises(ValueError, match="none of the checkpoints"), pytest.warns(UserWarning):
+    with pytest.raises(ValueError, match="none of the run's checkpoints"), pytest.warns(UserWarning):
         latest_checkpoint(tmp_path)
     assert not marker.exists()
     torch.load(tmp_path / "last.pt", weights_only=False)
@@ -252,7 +253,7 @@ def test_when_no_checkpoint_verifies_nothing_starts_anew(tmp_path):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     with (
         pytest.warns(UserWarning) as warned,
-        pytest.raises(ValueError, match=r"can be read \(last\.pt, step_00005\.pt\): move them away to start anew"),
+        pytest.raises(ValueError, match=r"can be read \(.*last\.pt, .*step_00005\.pt\): move them away"),
     ):
         latest_checkpoint(tmp_path)
     assert len(warned) == 2
@@ -274,14 +275,16 @@ def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure)
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_resuming_another_model_or_tokenizer_is_refused_with_both_values(tmp_path):
+def test_resuming_another_model_tokenizer_or_data_is_refused_with_both_values(tmp_path):
     trained_state().save(tmp_path / "last.pt")
-    other = TrainState.new(replace(MICRO, n_layer=2), CONFIG, "e" * 64, CPU, torch.float32)
+    other = TrainState.new(replace(MICRO, n_layer=2), CONFIG, "e" * 64, "c" * 64, CPU, torch.float32)
     with pytest.raises(ValueError) as refused:
         other.restore(tmp_path / "last.pt")
     assert "n_layer 1 there, 2 now" in str(refused.value)
     assert "tokenizer ffffffffffff there, eeeeeeeeeeee now" in str(refused.value)
-    assert "d_model" not in str(refused.value) and "another run name" in str(refused.value)
+    assert "data dddddddddddd there, cccccccccccc now" in str(refused.value)
+    assert "d_model" not in str(refused.value)
+    assert "take another run name, or move the old run aside (`--fresh`" in str(refused.value)
     assert other.step == 0
 
 
@@ -291,7 +294,7 @@ def test_a_run_may_go_on_in_another_precision(tmp_path, before, now):
     """Colab lends an A100 today and a T4 tomorrow."""
     state = trained_state(dtype=before)
     state.save(tmp_path / "last.pt")
-    other = TrainState.new(MICRO, CONFIG, "f" * 64, CPU, now)
+    other = TrainState.new(MICRO, CONFIG, "f" * 64, "d" * 64, CPU, now)
     other.restore(tmp_path / "last.pt")
     assert_equal(other.model.state_dict(), state.model.state_dict())
     assert other.scaler.is_enabled() == (now is torch.float16)
@@ -303,12 +306,12 @@ def test_model_config_is_kept_as_plain_values(good_file):
 
 def test_weights_are_drawn_from_the_seed_alone():
     torch.manual_seed(1)
-    one = TrainState.new(MICRO, CONFIG, "", CPU, torch.float32)
+    one = TrainState.new(MICRO, CONFIG, "", "", CPU, torch.float32)
     random_after = torch.get_rng_state()
     torch.manual_seed(2)
-    other = TrainState.new(MICRO, CONFIG, "", CPU, torch.float32)
+    other = TrainState.new(MICRO, CONFIG, "", "", CPU, torch.float32)
     assert_equal(one.model.state_dict(), other.model.state_dict())
-    different = TrainState.new(MICRO, replace(CONFIG, seed=1), "", CPU, torch.float32)
+    different = TrainState.new(MICRO, replace(CONFIG, seed=1), "", "", CPU, torch.float32)
     assert not torch.equal(different.model.tok_emb.weight, one.model.tok_emb.weight)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), random_after), "drawing weights moved the global random state"
@@ -316,7 +319,7 @@ def test_weights_are_drawn_from_the_seed_alone():
 
 def test_ctrl_c_waits_for_the_end_of_the_block():
     handler, done = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+    with pytest.raises(KeyboardInterrupt), signals_wait():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("the rest of the block")
     assert done == ["the rest of the block"]
@@ -325,7 +328,7 @@ def test_ctrl_c_waits_for_the_end_of_the_block():
 
 def test_a_second_ctrl_c_breaks_in():
     handler, done = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+    with pytest.raises(KeyboardInterrupt), signals_wait():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("after one")
         os.kill(os.getpid(), signal.SIGINT)
@@ -336,9 +339,9 @@ def test_a_second_ctrl_c_breaks_in():
 
 def test_without_ctrl_c_a_block_ends_as_it_would():
     handler = signal.getsignal(signal.SIGINT)
-    with interrupts_wait():
+    with signals_wait():
         pass
-    with pytest.raises(ZeroDivisionError), interrupts_wait():
+    with pytest.raises(ZeroDivisionError), signals_wait():
         _ = 1 / 0
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -347,10 +350,10 @@ def test_a_thread_without_signals_runs_its_block_and_keeps_its_exceptions():
     done = []
 
     def work():
-        with interrupts_wait():
+        with signals_wait():
             done.append("the block")
         try:
-            with interrupts_wait():
+            with signals_wait():
                 raise ValueError("its own")
         except ValueError as error:
             done.append(str(error))

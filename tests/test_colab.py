@@ -1,4 +1,4 @@
-"""Colab and Drive at their boundary: a folder stands in for the mounted Drive."""
+"""Colab and Drive at their boundary: a folder stands in for the mounted Drive, a module for google.colab."""
 
 import shutil
 import sys
@@ -7,118 +7,149 @@ from dataclasses import replace
 
 import pytest
 
-from tinystories_lab import presets
+from tinystories_lab import presets, stages
 from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.notebook import colab
-from tinystories_lab.presets import plan_workspace
+from tinystories_lab.runlog import read_log
 from tinystories_lab.trainer import train
 
 
+class StandInDrive:
+    """What `from google.colab import drive` gives: mounting makes MyDrive appear, flushing takes it away."""
+
+    def __init__(self, path):
+        self.path, self.calls, self.refuses = path, [], False
+
+    def mount(self, path):
+        self.calls.append(("mount", path))
+        if self.refuses:
+            raise ValueError("mount failed")
+        (self.path / "MyDrive").mkdir(parents=True, exist_ok=True)
+
+    def flush_and_unmount(self):
+        self.calls.append(("flush",))
+
+
 @pytest.fixture
-def lab(tmp_path, monkeypatch, data_dir, model_config, train_config):
-    """A trained micro run, with an empty Drive mounted."""
-    micro = replace(presets.PRESETS["tiny"], model=model_config, train=train_config)
-    monkeypatch.setitem(presets.PRESETS, "tiny", micro)
+def drive(tmp_path, monkeypatch):
+    """A Colab machine whose workspace is `here`, with an empty Drive to mount."""
+    stand_in = StandInDrive(tmp_path / "drive")
+    google = types.ModuleType("google.colab")
+    google.drive = stand_in
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", google)
     monkeypatch.setattr(colab, "DRIVE", tmp_path / "drive")
-    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
-    lab = plan_workspace(tmp_path / "here", "tiny", "toyland")
-    shutil.copytree(data_dir, lab.data_dir)
-    return lab
+    monkeypatch.setenv(colab.WORKSPACE_VARIABLE, str(tmp_path / "here"))
+    return stand_in
+
+
+@pytest.fixture
+def open_lab(drive, monkeypatch, stories, model_config, train_config, tmp_path):
+    """`open_lab()` is the second cell of every notebook, for a micro run on a file of stories."""
+    (tmp_path / "stories.txt").write_text("\n\n".join(stories))
+    micro = replace(presets.PRESETS["tiny"], model=model_config, train=train_config, sample_tokens=5)
+    monkeypatch.setitem(presets.PRESETS, "tiny", micro)
+    return lambda: colab.open_workspace("tiny", str(tmp_path / "stories.txt"), use_drive=True)
 
 
 def train_until(lab, step):
-    for row in train(lab.run_dir, lab.data_dir, lab.model_config, lab.preset.train):
+    for row in train(lab.run_dir, lab.data_dir, lab.model_config, lab.preset.train, mirror_root=lab.mirror_root):
         if row["step"] >= step:
             break
 
 
+def prepare_and_train_until(lab, step):
+    stages.prepare(lab)
+    stages.tokenizer(lab)
+    train_until(lab, step)
+
+
 def lose_the_machine(lab):
-    shutil.rmtree(lab.run_dir)
-    shutil.rmtree(lab.data_dir)
+    shutil.rmtree(lab.run_dir.parents[1])
 
 
-def mirrored(lab):
-    return sorted(path.name for folder in colab.drive_folders(lab) for path in folder.iterdir())
-
-
-def test_a_run_comes_back_from_drive_at_the_step_that_was_mirrored(lab):
-    train_until(lab, 6)
-    colab.mirror(lab)
+def test_on_a_new_machine_data_and_run_come_back_and_go_on_where_they_were_mirrored(open_lab, drive, capsys):
+    lab = open_lab()
+    assert lab.mirror_root == drive.path / "MyDrive" / "tinystories_lab"
+    prepare_and_train_until(lab, 6)
+    data = (lab.data_dir / "train.bin").read_bytes()
     lose_the_machine(lab)
-    colab.fetch(lab)
+
+    capsys.readouterr()
+    again = open_lab()
+    assert again == lab and f"fetched the run from {drive.path}" in capsys.readouterr().out
     assert load_checkpoint(lab.run_dir / "last.pt")["step"] == 6
-    rows = list(train(lab.run_dir, lab.data_dir, lab.model_config, lab.preset.train))
-    assert rows[0]["step"] > 6 and rows[-1]["step"] == lab.preset.train.total_steps
+    assert (lab.data_dir / "train.bin").read_bytes() == data
+    train_until(again, 12)
+    assert "resumed at step 6, saved 0 minutes ago, " in capsys.readouterr().out
+    assert [row["step"] for row in read_log(lab.run_dir / "loss.jsonl")] == [1, 3, 6, 9, 12]
 
 
-def test_the_newest_whole_checkpoint_comes_back_when_a_copy_was_cut_off(lab):
-    for step in (3, 6):
-        train_until(lab, step)
-        colab.mirror(lab)
-    _, run_folder = colab.drive_folders(lab)
-    steps = {load_checkpoint(run_folder / name)["step"]: run_folder / name for name in colab.SLOTS}
-    assert set(steps) == {3, 6}
-    steps[6].write_bytes(steps[6].read_bytes()[:1000])
+def test_data_that_is_not_on_drive_is_made_again_and_is_the_same(open_lab, capsys):
+    lab = open_lab()
+    prepare_and_train_until(lab, 6)
     lose_the_machine(lab)
-    with pytest.warns(UserWarning, match="is damaged"):
-        colab.fetch(lab)
-    assert load_checkpoint(lab.run_dir / "last.pt")["step"] == 3
+    shutil.rmtree(lab.mirror_root / "data")
+    again = open_lab()
+    assert "its data is not on the mirror, and is made again" in capsys.readouterr().out
+    train_until(again, 12)
+    assert read_log(lab.run_dir / "loss.jsonl")[-1]["step"] == 12
 
 
-def test_the_files_on_drive_are_few_and_stay_few(lab):
-    for step in (3, 6, 9, 12):
-        train_until(lab, step)
-        colab.mirror(lab)
-    allowed = {*colab.DATA_FILES, *colab.RUN_FILES, *colab.SLOTS}
-    assert set(mirrored(lab)) <= allowed
-    assert not [name for name in mirrored(lab) if name.startswith("step_")]
-
-
-def test_what_has_not_changed_is_not_written_again(lab):
-    train_until(lab, 3)
-    colab.mirror(lab)
-    before = {path: path.stat().st_mtime_ns for folder in colab.drive_folders(lab) for path in folder.iterdir()}
-    colab.mirror(lab)
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-
-
-def test_a_newer_local_run_is_not_overwritten_by_drive(lab):
-    train_until(lab, 3)
-    colab.mirror(lab)
-    train_until(lab, 9)
-    colab.fetch(lab)
-    assert load_checkpoint(lab.run_dir / "last.pt")["step"] == 9
-
-
-def test_a_drive_that_fails_warns_and_training_goes_on(lab, monkeypatch):
-    def vanish(*_):
-        raise OSError(107, "Transport endpoint is not connected")
-
-    monkeypatch.setattr(colab.shutil, "copyfile", vanish)
-    with pytest.warns(UserWarning, match="could not mirror to Drive"):
-        colab.mirror(lab)
-
-
-def test_without_a_mounted_drive_nothing_is_mirrored_or_fetched(lab, monkeypatch, tmp_path):
-    monkeypatch.setattr(colab, "DRIVE", tmp_path / "nothing")
-    colab.mirror(lab)
-    colab.fetch(lab)
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_on_colab_opening_the_workspace_mounts_drive_and_fetches_the_run(lab, monkeypatch, tmp_path, capsys):
-    train_until(lab, 6)
-    colab.mirror(lab)
+def test_data_made_again_from_other_stories_is_refused(open_lab, stories, tmp_path):
+    lab = open_lab()
+    prepare_and_train_until(lab, 6)
     lose_the_machine(lab)
-    mounts = []
-    google = types.ModuleType("google.colab")
-    google.drive = types.SimpleNamespace(mount=mounts.append)
-    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
-    monkeypatch.setitem(sys.modules, "google.colab", google)
-    monkeypatch.setenv(colab.WORKSPACE_VARIABLE, str(tmp_path / "here"))
-    opened = colab.open_workspace("tiny", "toyland", use_drive=True)
-    assert mounts == [str(tmp_path / "drive")] and opened.run_dir == lab.run_dir
-    assert "goes on at step 6" in capsys.readouterr().out
+    shutil.rmtree(lab.mirror_root / "data")
+    (tmp_path / "stories.txt").write_text("\n\n".join(stories[::-1]))
+    again = open_lab()
+    with pytest.raises(ValueError, match=r"is of another run \(.*data \w{12} there, \w{12} now\)"):
+        train_until(again, 12)
+
+
+def test_a_run_that_never_reached_drive_starts_at_its_beginning(open_lab, drive):
+    lab = open_lab()
+    assert drive.calls == [("mount", str(drive.path))]
+    assert not lab.run_dir.exists() and not (lab.mirror_root).exists()
+
+
+def test_a_drive_that_is_not_mounted_warns_and_the_lab_works_without(open_lab, drive):
+    drive.refuses = True
+    with pytest.warns(UserWarning, match=r"Drive was not mounted \(mount failed\): when this machine goes"):
+        lab = open_lab()
+    assert lab.mirror_root is None
+    prepare_and_train_until(lab, 3)
+    colab.close_workspace(lab)
+    assert not drive.path.exists()
+
+
+def test_a_drive_mounted_before_serves_though_mounting_again_fails(open_lab, drive):
+    (drive.path / "MyDrive").mkdir(parents=True)
+    drive.refuses = True
+    with pytest.warns(UserWarning, match="Drive was not mounted"):
+        assert open_lab().mirror_root
+
+
+def test_closing_copies_what_came_after_training_and_offers_the_flush(open_lab, drive, capsys):
+    lab = open_lab()
+    prepare_and_train_until(lab, 12)
+    (lab.run_dir / "samples.jsonl").write_text('{"when": "after"}\n')
+    colab.close_workspace(lab)
+    copied = lab.mirror_root / "runs" / lab.run_dir.name / "samples.jsonl"
+    assert copied.read_text() == '{"when": "after"}\n'
+    said = capsys.readouterr().out
+    assert "mirrored to step 12" in said and "call close_workspace(lab, flush=True)" in said
+    assert ("flush",) not in drive.calls
+    colab.close_workspace(lab, flush=True)
+    assert drive.calls[-1] == ("flush",)
+
+
+def test_at_home_nothing_is_mounted_and_closing_says_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(colab.WORKSPACE_VARIABLE, str(tmp_path))
+    lab = colab.open_workspace("tiny", use_drive=True)
+    capsys.readouterr()
+    colab.close_workspace(lab)
+    assert lab.mirror_root is None and capsys.readouterr().out == ""
 
 
 def test_the_workspace_is_the_current_folder_or_the_repository_of_its_notebooks(tmp_path, monkeypatch):

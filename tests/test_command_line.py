@@ -21,7 +21,8 @@ from tinystories_lab.checkpoint import load_checkpoint, load_model
 from tinystories_lab.generate import PROMPTS, generate
 from tinystories_lab.presets import PRESETS, Preset, load_config
 from tinystories_lab.runlog import read_log, read_rows
-from tinystories_lab.step import TrainState, take_step
+from tinystories_lab.state import TrainState
+from tinystories_lab.step import take_step_that_fits
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer
 
 DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")
@@ -99,7 +100,7 @@ def test_run_keeps_ten_stories_from_before_and_after_training(finished):
 
 def test_the_stories_from_before_are_those_of_the_weights_that_training_starts_from(finished):
     config, dtype = PRESETS["micro"].train, torch.float32
-    start = TrainState.new(PRESETS["micro"].model, config, "", torch.device("cpu"), dtype).model
+    start = TrainState.new(PRESETS["micro"].model, config, "", "", torch.device("cpu"), dtype).model
     first = read_rows(finished[0] / RUN / "samples.jsonl")[0]
     assert first["story"] == generate(
         start, load_tokenizer(finished[0] / RUN / "tokenizer.json"), PROMPTS[0], 20, seed=0
@@ -209,15 +210,15 @@ def test_wrong_usage_exits_2(here, capsys, arguments):
 
 
 def test_ctrl_c_during_training_exits_130_and_the_same_command_goes_on(finished, here, monkeypatch):
-    def take_step_and_stop(state, *args):
-        done = take_step(state, *args)
-        if state.step + 1 == 7:
+    def take_step_and_stop(state, *args, **options):
+        done = take_step_that_fits(state, *args, **options)
+        if state.step == 7:
             os.kill(os.getpid(), signal.SIGINT)
         return done
 
     shutil.copy(finished[0] / "stories.txt", here)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "take_step", take_step_and_stop)
+        patch.setattr(trainer, "take_step_that_fits", take_step_and_stop)
         status, output, errors = command("run")
     assert status == 130
     assert f"stopped; training is saved in {RUN / 'last.pt'}; the same command goes on from there" in errors
@@ -237,21 +238,21 @@ def test_ctrl_c_before_training_keeps_the_finished_stages(finished, here, monkey
 
     shutil.copy(finished[0] / "stories.txt", here)
     with monkeypatch.context() as patch:
-        patch.setattr("tinystories_lab.__main__.train_tokenizer", press_ctrl_c)
+        patch.setattr("tinystories_lab.stages.train_tokenizer", press_ctrl_c)
         status, _, errors = command("run")
     assert status == 130 and "stopped; finished stages are kept; the same command goes on from there" in errors
     assert command("tokenizer")[0] == 0
 
 
 def test_a_run_that_diverges_exits_1_and_says_what_to_change(finished, here, monkeypatch):
-    def diverge(*args):
-        loss, grad_norm, skipped = take_step(*args)
-        return loss * float("nan"), grad_norm, skipped
+    def diverge(*args, **options):
+        loss, grad_norm = take_step_that_fits(*args, **options)
+        return loss * float("nan"), grad_norm
 
     shutil.copytree(finished[0] / DATA, here / DATA)
     (here / RUN).mkdir(parents=True)
     shutil.copy(finished[0] / RUN / "samples.jsonl", here / RUN)
-    monkeypatch.setattr(trainer, "take_step", diverge)
+    monkeypatch.setattr(trainer, "take_step_that_fits", diverge)
     status, _, errors = command("train")
     assert status == 1 and "at step 1 the loss is nan" in errors and errors.rstrip().endswith("a lower peak_lr")
 

@@ -126,7 +126,7 @@ def test_config_comes_back_with_every_choice_versions_and_device(tmp_path, data_
     }
     assert config["data"]["vocab_size"] == 300 and len(config["data"]["sha256"]) == 64
     (session,) = config["sessions"]
-    assert (session["device"], session["device_name"], session["dtype"]) == ("mps", "training on mps", "bfloat16")
+    assert (session["device"], session["device_name"], session["dtype"]) == ("mps", "training on mps", "float32")
     assert session["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
     assert session["versions"]["python"] == platform.python_version()
     assert session["versions"].keys() >= {"numpy", "datasets", "tokenizers", "tinystories_lab"}

@@ -41,8 +41,9 @@ def test_importing_the_package_brings_no_figures_and_no_widgets():
 
 
 def test_modules_import_only_what_stands_above_them():
-    order = ["toyland", "files", "sources", "stories", "tokenizer", "loader", "model", "recipe", "device", "checkpoint"]
-    order += ["runlog", "step", "trainer", "generate", "review", "presets", "__main__"]
+    order = ["toyland", "files", "copies", "sources", "stories", "tokenizer", "loader", "model", "recipe", "device"]
+    order += ["session", "checkpoint", "mirror", "runlog", "state", "step", "trainer", "generate", "review", "presets"]
+    order += ["stages", "__main__"]
     for position, name in enumerate(order):
         text = (ROOT / "tinystories_lab" / f"{name}.py").read_text()
         imports = re.findall(r"^from tinystories_lab\.(\w+) import", text, re.MULTILINE)

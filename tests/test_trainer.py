@@ -18,19 +18,20 @@ import pytest
 import torch
 
 import tinystories_lab
-from tinystories_lab import trainer
+from tinystories_lab import step, trainer
 from tinystories_lab.checkpoint import load_checkpoint, load_model
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.runlog import append_row, read_log, read_rows
-from tinystories_lab.step import TrainState, take_step
+from tinystories_lab.state import TrainState
+from tinystories_lab.step import take_step
 from tinystories_lab.tokenizer import save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.trainer import evaluate, train
 
 TIMING = {"tokens_per_second", "seconds", "eta_seconds"}
-ROW_KEYS = {"step", "train_loss", "lr", "grad_norm", "tokens", "skipped_updates"} | TIMING
+ROW_KEYS = {"step", "train_loss", "lr", "grad_norm", "tokens", "skipped_updates", "loss_scale"} | TIMING
 PACKAGE_HOME = str(Path(tinystories_lab.__file__).parents[1])
 
 
@@ -45,14 +46,14 @@ def same(one, other):
 
 
 def untimed(rows):
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMING | {"resumed_from"}} for row in rows]
 
 
 def assert_same_run(one, other):
     """Bit for bit: weights, optimizer, scaler and log, in last.pt and final.pt; only the clock may differ."""
     assert untimed(read_log(one / "loss.jsonl")) == untimed(read_log(other / "loss.jsonl"))
     one_last, other_last = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
-    for key in ("step", "model", "optimizer", "scaler", "skipped_updates", "tokenizer_sha256"):
+    for key in ("step", "model", "optimizer", "scaler", "skipped_updates", "tokenizer_sha256", "data_sha256"):
         assert same(one_last[key], other_last[key]), key
     assert same(load_checkpoint(one / "final.pt", {"model"}), load_checkpoint(other / "final.pt", {"model"}))
 
@@ -90,16 +91,18 @@ class StoppedError(Exception):
     pass
 
 
-def stop_inside(monkeypatch, step, how):
-    """From now on `how()` is called in the middle of that step (from 1), after the weights have moved."""
+def stop_inside(monkeypatch, stop, how):
+    """From now on `how()` is called in the middle of a session's step (from 1), after the weights have moved."""
+    scaler_step = torch.amp.GradScaler.step
 
-    def take_step_and_stop(state, *args):
-        done = take_step(state, *args)
-        if state.step + 1 == step:
+    def step_and_stop(self, optimizer, *args):
+        done = scaler_step(self, optimizer, *args)
+        if next(steps) == stop:
             how()
         return done
 
-    monkeypatch.setattr(trainer, "take_step", take_step_and_stop)
+    steps = itertools.count(1)
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step_and_stop)
 
 
 def throw():
@@ -147,7 +150,7 @@ def test_an_exception_inside_a_step_goes_back_to_the_last_save(run, uninterrupte
     with pytest.raises(StoppedError):
         list(run(tmp_path))
     monkeypatch.undo()
-    saved = (stop - 1) // 4 * 4  # save_every; half a step is never saved
+    saved = max(step for step in (0, 4, 6, 8) if step < stop)  # save_every and eval_every; half a step is never saved
     assert (tmp_path / "last.pt").exists() == (saved > 0)
     assert not saved or load_checkpoint(tmp_path / "last.pt")["step"] == saved
     spoil_other_random_states()
@@ -171,7 +174,7 @@ def test_a_second_ctrl_c_inside_a_step_leaves_the_last_save(run, uninterrupted, 
     with pytest.raises(KeyboardInterrupt):
         list(run(tmp_path))
     monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
     list(run(tmp_path))
     assert_same_run(tmp_path, uninterrupted())
 
@@ -234,10 +237,11 @@ def test_a_process_stopped_by_ctrl_c_resumes_as_uninterrupted(data_dir, model_co
         _, errors = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130) and errors.rstrip().endswith("KeyboardInterrupt")
     reached = load_checkpoint(tmp_path / "stopped" / "last.pt")["step"]
-    assert 5 <= reached == read_log(tmp_path / "stopped" / "loss.jsonl")[-1]["step"] < 100
+    written = read_log(tmp_path / "stopped" / "loss.jsonl")[-1]["step"]
+    assert 5 <= reached < 100 and written in (reached - 1, reached)
     spoil_other_random_states()
     rows = list(train(tmp_path / "stopped", data_dir, model_config, config, "cpu"))
-    assert rows[0]["step"] == reached + 1
+    assert rows[0]["step"] == written + 1, "a row that was not yet written comes first"
     list(train(tmp_path / "whole", data_dir, model_config, config, "cpu"))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
@@ -390,7 +394,7 @@ def test_another_seed_is_another_run(uninterrupted):
 
 
 def a_step(model_config, train_config, dtype=torch.float32, **changes):
-    state = TrainState.new(model_config, replace(train_config, **changes), "", torch.device("cpu"), dtype)
+    state = TrainState.new(model_config, replace(train_config, **changes), "", "", torch.device("cpu"), dtype)
     ids = torch.randint(300, (4, 17), generator=torch.Generator().manual_seed(0))
     return state, (ids[:, :-1], ids[:, 1:])
 
@@ -410,8 +414,9 @@ def test_a_step_is_one_clipped_adamw_update(model_config, train_config):
             decay = 0.1 if p.ndim == 2 and p is not expected.tok_emb.weight else 0.0
             # after one step both of Adam's means are the gradient and its square, once corrected
             p -= rate * (gradient / (gradient.abs() + 1e-8) + decay * p)
-    mean_loss, grad_norm, skipped = take_step(state, (x, y), torch.float32)
-    assert (mean_loss.item(), grad_norm.item(), skipped) == pytest.approx((loss.item(), norm.item(), 0))
+    mean_loss, grad_norm = take_step(state, (x, y), torch.float32)
+    assert (mean_loss.item(), grad_norm.item()) == pytest.approx((loss.item(), norm.item()))
+    assert (state.step, state.skipped_updates) == (1, 0)
     for (name, moved), p in zip(state.model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(moved, p, atol=1e-6, rtol=0, msg=name)
     assert all(p.grad is None for p in state.model.parameters()), "gradients are cleared for the next step"
@@ -435,12 +440,13 @@ def test_an_overflow_is_retried_at_a_lower_scale_with_the_same_step(model_config
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     reference, _ = a_step(model_config, train_config, torch.float16)
     reference.step = 1
-    loss, norm, skipped = take_step(state, batch, torch.float16)
+    loss, norm = take_step(state, batch, torch.float16)
+    skipped = state.skipped_updates
     assert skipped > 0 and state.scaler.get_scale() == 2.0 ** (30 - skipped)
     assert state.optimizer.param_groups[0]["lr"] == lr_at(1, state.config)
-    assert state.step == 1, "the loop counts steps, and a step that was tried twice is one"
-    reference_loss, reference_norm, not_skipped = take_step(reference, batch, torch.float16)
-    assert not_skipped == 0
+    assert state.step == 2, "a step that was tried twice is one"
+    reference_loss, reference_norm = take_step(reference, batch, torch.float16)
+    assert reference.skipped_updates == 0
     assert loss.item() == pytest.approx(reference_loss.item(), abs=1e-3)
     assert norm.item() == pytest.approx(reference_norm.item(), rel=0.02)
     for moved, expected in zip(state.model.parameters(), reference.model.parameters(), strict=True):
@@ -474,13 +480,16 @@ def test_skipped_updates_are_counted_and_cost_neither_step_nor_learning_rate(run
 NEVER = {"log_every": 100, "eval_every": 100, "save_every": 100, "keep_every": 100, "total_steps": 30}
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_last_pt(run, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_last_pt(run, tmp_path, monkeypatch):
     for row in run(tmp_path, log_every=1):
         if row["step"] == 6:
             break
     before = contents(tmp_path)
-    with pytest.raises(FloatingPointError, match=r"at step \d+ the loss is .* nan.*last\.pt still holds step 6"):
-        list(run(tmp_path, log_every=1, peak_lr=1e36))
+    monkeypatch.setattr(step, "lr_at", lambda *_: 1e36)
+    with pytest.raises(
+        FloatingPointError, match=r"at step \d+ the loss is .* nan \(at step \d+ it was \d.*last\.pt is left as it was"
+    ):
+        list(run(tmp_path, log_every=1))
     after = contents(tmp_path)
     assert after["last.pt"] == before["last.pt"]
     assert "final.pt" not in after
@@ -499,9 +508,10 @@ def test_ctrl_c_in_a_diverged_run_does_not_save_it(run, tmp_path, monkeypatch):
         if row["step"] == 6:
             break
     before = contents(tmp_path)
-    stop_inside(monkeypatch, 11, press_ctrl_c)
+    stop_inside(monkeypatch, 5, press_ctrl_c)
+    monkeypatch.setattr(step, "lr_at", lambda *_: 1e36)
     with pytest.raises(KeyboardInterrupt):
-        list(run(tmp_path, **NEVER | {"peak_lr": 1e36}))
+        list(run(tmp_path, **NEVER))
     assert contents(tmp_path)["last.pt"] == before["last.pt"]
 
 
@@ -665,9 +675,24 @@ def test_bfloat16_is_chosen_by_compute_capability(monkeypatch, capability, dtype
     assert chosen is dtype and why in sentence
 
 
-def test_apples_gpu_computes_in_bfloat16_and_the_cpu_in_float32():
-    assert choose_dtype(torch.device("mps"))[0] is torch.bfloat16
-    assert choose_dtype(torch.device("cpu"))[0] is torch.float32
+def test_apples_gpu_computes_in_bfloat16_where_that_works(monkeypatch):
+    def on_a_stand_in(*shape, dtype, device):
+        assert device == torch.device("mps")
+        return torch.full(shape, 1.0, dtype=dtype)
+
+    def refused(*shape, dtype, device):
+        raise TypeError("BFloat16 is not supported on MPS")
+
+    monkeypatch.setattr(torch, "ones", on_a_stand_in)
+    assert choose_dtype(torch.device("mps")) == (torch.bfloat16, "bfloat16: as the chapter trains on Apple's GPU")
+    monkeypatch.setattr(torch, "ones", refused)
+    dtype, why = choose_dtype(torch.device("mps"))
+    assert dtype is torch.float32 and "do not compute bfloat16" in why
+
+
+def test_the_cpu_computes_in_float32():
+    dtype, why = choose_dtype(torch.device("cpu"))
+    assert dtype is torch.float32 and "measured" in why
 
 
 def test_a_gpu_is_taken_before_apples_before_the_cpu(monkeypatch):

@@ -1,11 +1,8 @@
 """Stop and continue: everything a run needs to go on, in one file that is whole or absent and holds no code."""
 
 import pickle
-import signal
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,13 @@ from tinystories_lab.files import replace_whole
 from tinystories_lab.model import GPTConfig, GPTMini
 
 MODEL_KEYS = {"step", "model", "model_config", "tokenizer_sha256"}
-RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "seconds", "skipped_updates"}
+RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "data_sha256", "saved_at", "orderly"}
+RESUME_KEYS |= {"seconds", "skipped_updates", "row"}
+MIRROR_SLOTS = (
+    "last.0.pt",
+    "last.1.pt",
+)  # what `Mirror` makes of last.pt: while one is being written, the other is whole
+FOLDER_FLAG = 0x10  # of an entry in a zip's directory
 
 
 def save_checkpoint(
@@ -33,7 +36,8 @@ def save_checkpoint(
 
     `step` is the next step to run, counted from 0: as many steps are finished. Learning rate and batches follow from
     it, so neither is kept. With optimizer and scaler the run can resume from the file; without, it only holds a
-    model. `plain` takes further tensors and plain values.
+    model. `plain` takes further tensors and plain values. Raises OSError when the disk refuses, FloatingPointError when
+    weights or moments are not finite; both leave the file that was there.
     """
     checkpoint = {"step": step, "model": model.state_dict(), "model_config": asdict(model.config)}
     checkpoint |= {"tokenizer_sha256": tokenizer_sha256, **plain}
@@ -43,12 +47,14 @@ def save_checkpoint(
             "scaler": scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
+    if broken := not_finite(checkpoint):
+        raise FloatingPointError(f"{broken} holds values that are not finite: {path} was left as it was")
     with replace_whole(path) as file:
         torch.save(checkpoint, file)
 
 
 def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, tensors and plain values only, after checking it: CRCs, then `keys`.
+    """Read a checkpoint onto the CPU, tensors and plain values only, after checking it: CRCs, `keys`, finite weights.
 
     Raises FileNotFoundError, or ValueError when the file is damaged, holds code, or is not a checkpoint of this lab.
     """
@@ -59,6 +65,9 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
         with zipfile.ZipFile(path) as archive:  # torch's file is a zip
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+            # One flipped bit makes a record a folder; torch then hands out memory that nobody wrote.
+            if any(entry.external_attr & FOLDER_FLAG for entry in archive.infolist()):
+                raise zipfile.BadZipFile("a record is marked as a folder")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -71,30 +80,55 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
         raise ValueError(
             f"{path} is not a checkpoint to {'resume' if keys == RESUME_KEYS else 'load'}: it lacks {sorted(missing)}"
         )
+    try:
+        broken = not_finite(checkpoint) if "model" in keys else None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this lab ({error}): use an older checkpoint") from error
+    if broken:
+        raise ValueError(f"{path} holds values that are not finite ({broken}): use an older checkpoint")
     return checkpoint
 
 
-def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run that verifies: last.pt, else the newest step_NNNNN.pt; None when there is none at all.
+def not_finite(checkpoint: dict[str, Any]) -> str | None:
+    """The name of a weight or a moment of the optimizer that holds infinity or NaN; None when all are finite."""
+    moments = checkpoint.get("optimizer", {"state": {}})["state"]
+    tensors = {f"moment {key} of weight {i}": value for i, state in moments.items() for key, value in state.items()}
+    for name, tensor in (checkpoint["model"] | tensors).items():
+        if not torch.isfinite(tensor).all():
+            return name
+    return None
 
-    Warns of each that it skips. Raises ValueError when checkpoints exist but none verifies: starting anew would hide that.
+
+def latest_checkpoint(run_dir: str | Path, mirror_dir: str | Path | None = None) -> Path | None:
+    """The checkpoint of a run with the highest step of those that verify; None when there is none at all.
+
+    The candidates are last.pt and step_NNNNN.pt in `run_dir` and the slots in `mirror_dir` (see `Mirror`); each is read
+    whole. Warns of each that it skips. Raises ValueError when some exist but none verifies: starting anew would hide that.
     """
-    candidates = [path for path in [Path(run_dir) / "last.pt", *step_checkpoints(run_dir)] if path.exists()]
+    candidates = [Path(run_dir) / "last.pt", *step_checkpoints(run_dir)]
+    candidates += [Path(mirror_dir) / slot for slot in MIRROR_SLOTS] if mirror_dir else []
+    candidates = [path for path in candidates if path.exists()]
+    newest, newest_step = None, -1
     for path in candidates:
         try:
-            load_checkpoint(path)
-            return path
-        except ValueError as error:
+            step = load_checkpoint(path)["step"]
+        except (OSError, ValueError) as error:  # OSError: a mirror may go while it is read
             warnings.warn(f"skipped: {error}", stacklevel=2)
-    if candidates:
-        names = ", ".join(path.name for path in candidates)
-        raise ValueError(f"none of the checkpoints in {run_dir} can be read ({names}): move them away to start anew")
-    return None
+        else:
+            if step > newest_step:
+                newest, newest_step = path, step
+    if candidates and not newest:
+        names = ", ".join(map(str, candidates))
+        raise ValueError(
+            f"none of the run's checkpoints can be read ({names}): move them away, or take `--fresh`, to start anew"
+        )
+    return newest
 
 
 def step_checkpoints(run_dir: str | Path) -> list[Path]:
     """The step_NNNNN.pt of a run, newest first."""
-    return sorted(Path(run_dir).glob("step_*.pt"), key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+    numbered = [path for path in Path(run_dir).glob("step_*.pt") if path.stem.removeprefix("step_").isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> GPTMini:
@@ -103,26 +137,3 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> GPTMini:
     model = GPTMini(GPTConfig(**checkpoint["model_config"]))
     model.load_state_dict(checkpoint["model"])
     return model.to(device).eval()
-
-
-@contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C (a notebook's Stop) back until the block ends, so that a step is done whole; a second one breaks in."""
-    pending = []
-
-    def hold(signal_number: int, frame: object) -> None:
-        if pending:
-            raise KeyboardInterrupt
-        pending.append(signal_number)
-
-    try:
-        previous = signal.signal(signal.SIGINT, hold)
-    except ValueError:  # only the main thread gets signals; elsewhere there is nothing to hold back
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if pending:
-        raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import replace_whole
 from tinystories_lab.model import GPTConfig
 from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.session import one_writer
 from tinystories_lab.tokenizer import BinInfo
 
 PRESET_VARIABLE = "TINYSTORIES_LAB_PRESET"
@@ -89,12 +90,13 @@ def choose_preset(name: str = "auto") -> Preset:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A run's choices and its two folders."""
+    """A run's choices, its two folders, and where on another disk copies of them are kept, if anywhere."""
 
     preset: Preset
     source: str
     data_dir: Path
     run_dir: Path
+    mirror_root: Path | None = None
 
     @property
     def model_config(self) -> GPTConfig:
@@ -104,11 +106,16 @@ class Workspace:
 
 
 def plan_workspace(
-    root: str | Path, preset: str = "auto", source: str = "auto", run: str = "auto", data: str = "auto"
+    root: str | Path,
+    preset: str = "auto",
+    source: str = "auto",
+    run: str = "auto",
+    data: str = "auto",
+    mirror_root: str | Path | None = None,
 ) -> Workspace:
     """Lay out a run below `root`: data/<data> and runs/<run>, both named <source>-<preset> unless told otherwise.
 
-    Makes no folder yet. Raises ValueError for an unknown preset, or a name that is not a plain folder name.
+    `mirror_root` is a folder on another disk for copies (see `Mirror`). Makes no folder yet. Raises ValueError for an unknown preset, or a name that is not a plain folder name.
     """
     chosen = choose_preset(preset)
     source = chosen.source if source == "auto" else source
@@ -117,13 +124,36 @@ def plan_workspace(
     for what, name in names.items():
         if name in ("", ".", "..") or Path(name).name != name:
             raise ValueError(f"the {what} name is {name!r}; it must be a plain folder name, such as {usual!r}")
-    return Workspace(chosen, source, Path(root) / "data" / names["data"], Path(root) / "runs" / names["run"])
+    folders = Path(root) / "data" / names["data"], Path(root) / "runs" / names["run"]
+    return Workspace(chosen, source, *folders, Path(mirror_root) if mirror_root else None)
+
+
+def move_aside(workspace: Workspace) -> list[Path]:
+    """Move the run's folder, and its copy on the mirror, to a new name beside it, so that the run can start anew.
+
+    Deletes nothing; returns the new places. Raises BlockingIOError while a session trains the run.
+    """
+    folders = [workspace.run_dir]
+    if workspace.mirror_root:
+        folders.append(workspace.mirror_root / "runs" / workspace.run_dir.name)
+    moved = []
+    for folder in folders:
+        if folder.is_dir():
+            with one_writer(folder):
+                aside = folder.with_name(f"{folder.name}-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+                moved.append(folder.rename(aside))
+    return moved
 
 
 def save_config(workspace: Workspace) -> None:
-    """Write config.yaml: everything needed to repeat the run, versions and device included; earlier sessions stay listed."""
+    """Write config.yaml: everything needed to repeat the run, versions and device included.
+
+    Earlier sessions stay listed, each with what it `changed` of the recipe: the value before, and its own.
+    """
     path = workspace.run_dir / "config.yaml"
     device, _ = choose_device()
+    before = load_config(workspace.run_dir) if path.exists() else {"train": {}, "sessions": []}
+    recipe = asdict(workspace.preset.train)
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(device),
@@ -132,6 +162,9 @@ def save_config(workspace: Workspace) -> None:
         "versions": {"python": platform.python_version(), "tinystories_lab": __version__}
         | {package: version(package) for package in RECORDED_PACKAGES},
     }
+    old = before["train"]
+    if changed := {key: [old[key], value] for key, value in recipe.items() if old.get(key, value) != value}:
+        session["changed"] = changed
     info = BinInfo.of(workspace.data_dir / "train.bin")
     config = {
         "preset": workspace.preset.name,
@@ -142,8 +175,8 @@ def save_config(workspace: Workspace) -> None:
         "max_tokens": workspace.preset.max_tokens,
         "sample_tokens": workspace.preset.sample_tokens,
         "model": asdict(workspace.model_config),
-        "train": asdict(workspace.preset.train),
-        "sessions": [*(load_config(workspace.run_dir)["sessions"] if path.exists() else []), session],
+        "train": recipe,
+        "sessions": [*before["sessions"], session],
     }
     with replace_whole(path, "w") as file:
         yaml.safe_dump(config, file, sort_keys=False)
@@ -158,7 +191,8 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable YAML ({error}): mend it, or remove it and train again") from error
-    if not isinstance(config, dict) or "sessions" not in config:
+    kinds = {"train": dict, "sessions": list}
+    if not isinstance(config, dict) or any(not isinstance(config.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(
             f"{path} is not a run's config: it needs preset, model, train and sessions; remove it and train again"
         )

@@ -7,6 +7,10 @@ import torch
 
 from tinystories_lab.model import GPTMini
 
+# What a resumed run may change: when to look and to save, how to split a batch, and how long the schedule is.
+MAY_CHANGE = {"micro_batches", "total_steps", "log_every", "eval_every", "eval_batches", "save_every"}
+MAY_CHANGE |= {"save_minutes", "keep_every"}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -29,7 +33,8 @@ class TrainConfig:
     log_every: int = 50
     eval_every: int = 500
     eval_batches: int = 20
-    save_every: int = 500
+    save_every: int = 500  # last.pt, and before every evaluation
+    save_minutes: float = 5.0  # or when so long has passed since the last save: what a lost machine costs at most
     keep_every: int = 1_000  # step_NNNNN.pt
 
     def __post_init__(self) -> None:
@@ -41,10 +46,17 @@ class TrainConfig:
         for what in ("log_every", "eval_every", "save_every", "keep_every"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} is {getattr(self, what)}; it must be at least 1 step")
+        if not self.save_minutes > 0:
+            raise ValueError(f"save_minutes is {self.save_minutes}; it must be above 0")
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.seq_len
+
+    def next_save(self, step: int) -> int:
+        """The first step after `step` at which last.pt is saved, if minutes do not come before it."""
+        every = (self.save_every, self.eval_every)
+        return min(self.total_steps, *((step // steps + 1) * steps for steps in every))
 
 
 def lr_at(step: int, config: TrainConfig) -> float:

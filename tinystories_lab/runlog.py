@@ -41,6 +41,16 @@ def read_log(path: str | Path) -> list[Row]:
     return [row for _, row in sorted({row["step"]: row for row in read_rows(path)}.items())]
 
 
+def progress_of(row: Row) -> dict[str, str]:
+    """What a progress bar shows of a row beside its step."""
+    shown = {"loss": f"{row['train_loss']:.3f}", "tokens_per_second": f"{row['tokens_per_second']:,}"}
+    if row["skipped_updates"]:
+        shown["skipped_updates"] = f"{row['skipped_updates']:,}"
+    if "mirrored_step" in row:
+        shown["mirrored"] = "not yet" if row["mirrored_step"] is None else f"to step {row['mirrored_step']:,}"
+    return shown
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """One of five patterns (healthy, diverging, stuck, spiking, overfitting), the evidence, and what to do."""

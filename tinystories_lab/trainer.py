@@ -2,32 +2,41 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from tinystories_lab.checkpoint import interrupts_wait, latest_checkpoint, save_checkpoint, step_checkpoints
+from tinystories_lab.checkpoint import latest_checkpoint, step_checkpoints
+from tinystories_lab.copies import sha256_of
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.loader import BinLoader
+from tinystories_lab.mirror import Mirror
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.recipe import TrainConfig, lr_at
-from tinystories_lab.runlog import Row, append_row
-from tinystories_lab.step import TrainState, take_step
+from tinystories_lab.runlog import Row, append_row, read_log
+from tinystories_lab.session import endings_raise, one_writer, signals_wait
+from tinystories_lab.state import TrainState, resume_sentence, save_or_warn, step_of_model
+from tinystories_lab.step import divergence_sentence, take_step_that_fits
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 
 KEPT_STEP_CHECKPOINTS = 2
 
 
 @torch.inference_mode()
-def evaluate(model: GPTMini, loader: BinLoader, batches: int, dtype: torch.dtype = torch.float32) -> float:
+def evaluate(
+    model: GPTMini, loader: BinLoader, batches: int, dtype: torch.dtype = torch.float32, micro_batches: int = 1
+) -> float:
     """Mean loss in nats a token over the loader's first `batches` batches: the same windows at every call."""
     device = model.tok_emb.weight.device
     total = 0.0
     for step in range(batches):
-        x, y = (part.to(device) for part in loader.batch(step))
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            total += model(x, y)[1].item()
+        for x, y in zip(*(part.to(device).chunk(micro_batches) for part in loader.batch(step)), strict=True):
+            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+                total += model(x, y)[1].item() / micro_batches
     return total / batches
 
 
@@ -38,17 +47,24 @@ def train(
     train_config: TrainConfig,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    mirror_root: str | Path | None = None,
 ) -> Iterator[Row]:
     """Train, or go on training, the run in `run_dir`; yields log rows and appends them to loss.jsonl.
 
     A row comes at step 1, every `log_every` steps, at each evaluation and at the end. It holds: step (finished so far),
     train_loss (nats a token on that step's batch, before its update), val_loss (when due, after it), lr, grad_norm,
-    tokens (seen so far), tokens_per_second, seconds (of training, all sessions), eta_seconds, skipped_updates.
-    `data_dir` holds train.bin, val.bin and tokenizer.json; the latter is copied beside the model.
+    tokens (seen so far), tokens_per_second, seconds (of training, all sessions), eta_seconds, skipped_updates and
+    loss_scale (of float16), resumed_from (first row of a session that went on), mirrored_step (with a mirror).
+    `data_dir` holds train.bin, val.bin and tokenizer.json; the latter is copied beside the model. `mirror_root` is a
+    folder on another disk that keeps a copy of run and data, and from which they come back (see `Mirror`).
 
-    Leaving the loop in any way (break, exception, Ctrl-C) saves last.pt first, and the next call goes on exactly there.
-    At the end final.pt holds the model alone. Raises ValueError or FileNotFoundError before the first step when data,
-    model and run do not fit together; FloatingPointError when the loss is not finite, leaving last.pt as it was.
+    last.pt is saved every `save_every` steps, before each evaluation, after `save_minutes`, and when the loop is left in
+    any way: break, exception, Ctrl-C, SIGTERM. The next call goes on exactly there. A save that fails warns, and training
+    goes on. At the end final.pt holds the model alone.
+
+    Raises at the call, before anything is written: ValueError or FileNotFoundError when data, model and run do not fit
+    together. Raises in the loop: BlockingIOError while another session trains this run; FloatingPointError when the loss
+    is not finite, leaving last.pt as it was; torch.OutOfMemoryError with what to do; OSError when final.pt cannot be written.
     """
     run_dir, data_dir, config = Path(run_dir), Path(data_dir), train_config
     device = torch.device(device) if device is not None else choose_device()[0]
@@ -62,39 +78,75 @@ def train(
     fits = {"vocab_size": model_config.vocab_size, "tokenizer_sha256": fingerprint}
     loader = BinLoader(data_dir / "train.bin", config.batch_size, config.seq_len, config.seed, config.sampling, **fits)
     held_out = BinLoader(data_dir / "val.bin", config.batch_size, config.seq_len, sampling="shuffle", **fits)
+    state = TrainState.new(model_config, config, fingerprint, sha256_of(data_dir / "train.bin"), device, dtype)
+    mirror = Mirror(run_dir, data_dir, mirror_root) if mirror_root else None
+    if newest := latest_checkpoint(run_dir, mirror and mirror.mirror_dir):
+        state.load_same_run(newest)
+
+    def rows() -> Iterator[Row]:
+        with one_writer(run_dir), endings_raise(), mirror or nullcontext():
+            if mirror:
+                mirror.fetch()
+            save_tokenizer(tokenizer, run_dir / "tokenizer.json")
+            yield from run_steps(state, loader, held_out, dtype, run_dir, mirror)
+
+    return rows()
+
+
+def run_steps(
+    state: TrainState, loader: BinLoader, held_out: BinLoader, dtype: torch.dtype, run_dir: Path, mirror: Mirror | None
+) -> Iterator[Row]:
+    """The loop of `train`, once all is known to fit and nobody else writes to `run_dir`."""
+    config, log = state.config, run_dir / "loss.jsonl"
     eval_batches = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
 
-    state = TrainState.new(model_config, config, fingerprint, device, dtype)
-    if resumed := latest_checkpoint(run_dir):
-        state.restore(resumed)
-    save_tokenizer(tokenizer, run_dir / "tokenizer.json")
+    def due(step: int, every: int) -> bool:
+        return step % every == 0 or step == config.total_steps
 
-    saved_step = state.step
-    whole = True  # model, optimizer, step and log belong together
-    steps_timed, seconds_timed = 0, 0.0
+    def is_logged(row: Row, there: Row) -> bool:
+        return row.items() <= there.items() and ("val_loss" in there or not due(row["step"], config.eval_every))
+
+    def finish(row: Row) -> Row:
+        if due(row["step"], config.eval_every):
+            row["val_loss"] = evaluate(state.model, held_out, eval_batches, dtype, state.config.micro_batches)
+        append_row(log, row)
+        return row
+
+    resumed_from = None
+    if newest := latest_checkpoint(run_dir):
+        checkpoint, logged = state.restore(newest), {row["step"]: row for row in read_log(log)}
+        if state.step < config.total_steps:
+            resumed_from = state.step
+            print(resume_sentence(checkpoint, config, max(logged, default=0), mirror is not None))
+        # A row is evaluated and written after its step was saved: a crash between the two, or in the write, costs nothing.
+        if (row := state.row) and not is_logged(row, logged.get(row["step"], {})):
+            yield finish(row)
+
+    first_step = saved_step = state.step
+    saved_at = time.monotonic()
+    steps_timed, seconds_timed, told = 0, 0.0, None
     try:
         while state.step < config.total_steps:
-            with interrupts_wait():
-                whole = False
+            with signals_wait():
                 started = time.perf_counter()
-                loss, grad_norm, skipped = take_step(state, loader.batch(state.step), dtype)
-                state.step += 1
-                last = state.step == config.total_steps
-                eval_due = last or state.step % config.eval_every == 0
-                save_due = state.step % config.save_every == 0
+                batch = loader.batch(state.step)
+                loss, grad_norm = take_step_that_fits(state, batch, dtype, may_split=state.step == first_step)
+                row_due = due(state.step, config.log_every) or due(state.step, config.eval_every) or state.step == 1
                 keep_due = state.step % config.keep_every == 0
-                row_due = eval_due or state.step == 1 or state.step % config.log_every == 0
+                save_due = state.step == config.next_save(state.step - 1)
+                save_due |= time.monotonic() - saved_at > 60 * config.save_minutes
                 # Reading a value waits for the device, so only when it is needed.
                 if (row_due or save_due or keep_due) and not math.isfinite(loss.item() + grad_norm.item()):
-                    raise FloatingPointError(
-                        f"at step {state.step} the loss is {loss.item()} and the gradient norm {grad_norm.item()}: the run "
-                        f"diverged. last.pt still holds step {saved_step}; start another run with a lower peak_lr"
-                    )
-                steps_timed, seconds_timed = steps_timed + 1, seconds_timed + time.perf_counter() - started
-                state.seconds += time.perf_counter() - started
-                state.skipped_updates += skipped
+                    state.whole = False  # and so not worth saving
+                    raise FloatingPointError(divergence_sentence(state, loss, grad_norm))
+                seconds = time.perf_counter() - started
+                steps_timed, seconds_timed, state.seconds = (
+                    steps_timed + 1,
+                    seconds_timed + seconds,
+                    state.seconds + seconds,
+                )
                 if row_due:
-                    row = {
+                    state.row = {
                         "step": state.step,
                         "train_loss": loss.item(),
                         "lr": lr_at(state.step - 1, config),
@@ -104,26 +156,29 @@ def train(
                         "seconds": round(state.seconds, 2),
                         "eta_seconds": round((config.total_steps - state.step) * seconds_timed / steps_timed, 1),
                         "skipped_updates": state.skipped_updates,
+                        "loss_scale": state.scaler.get_scale(),
                     }
-                    if eval_due:
-                        row["val_loss"] = evaluate(state.model, held_out, eval_batches, dtype)
-                    append_row(run_dir / "loss.jsonl", row)
-                    steps_timed, seconds_timed = 0, 0.0
-                if last:  # before last.pt says that all is done, and before the caller can leave at the last row
-                    save_checkpoint(run_dir / "final.pt", state.model, step=state.step, tokenizer_sha256=fingerprint)
+                    state.row |= {"resumed_from": resumed_from} if resumed_from is not None else {}
+                    state.row |= {"mirrored_step": mirror.step} if mirror else {}
+                    steps_timed, seconds_timed, resumed_from = 0, 0.0, None
+                if state.step == config.total_steps:  # before last.pt says that all is done
+                    save_or_warn(state.save_model, run_dir / "final.pt")
                 if save_due:
-                    state.save(run_dir / "last.pt")
-                    saved_step = state.step
-                if keep_due:
-                    state.save(run_dir / f"step_{state.step:05d}.pt")
+                    if save_or_warn(state.save, run_dir / "last.pt"):
+                        saved_step = state.step
+                    saved_at = time.monotonic()  # also after a failure: not every step should wait for a full disk
+                if keep_due and save_or_warn(state.save, run_dir / f"step_{state.step:05d}.pt"):
                     for old in step_checkpoints(run_dir)[KEPT_STEP_CHECKPOINTS:]:
                         old.unlink()
-                whole = True
+            if mirror and save_due:
+                mirror.update()
             if row_due:
-                yield row
+                yield finish(state.row)
+            if mirror and mirror.trouble != told and (told := mirror.trouble):
+                warnings.warn(f"{mirror}: training goes on, and the mirror is tried again", stacklevel=2)
     finally:
         # The run may have diverged since the last look at a loss: that is not worth keeping.
-        if whole and state.step > saved_step and math.isfinite(loss.item() + grad_norm.item()):
-            state.save(run_dir / "last.pt")
-    if not (run_dir / "final.pt").exists():  # lost since, or total_steps is now fewer than were run
-        save_checkpoint(run_dir / "final.pt", state.model, step=state.step, tokenizer_sha256=fingerprint)
+        if state.whole and state.step > saved_step and math.isfinite(loss.item() + grad_norm.item()):
+            save_or_warn(partial(state.save, orderly=True), run_dir / "last.pt")
+    if step_of_model(run_dir / "final.pt") != state.step:  # not yet written, lost, or of fewer total_steps
+        state.save_model(run_dir / "final.pt")

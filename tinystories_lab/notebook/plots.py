@@ -27,7 +27,7 @@ def new_figure(title: str, x_label: str, y_label: str) -> Figure:
 def loss_curve(rows: Sequence[Row], vocab_size: int, book: bool = False) -> Figure:
     """Train (each row, and a running mean) and validation loss by step, under the line of a model that knows nothing.
 
-    With `book`, by tokens read, on a logarithmic axis, beside the chapter's run.
+    A thin line stands where a session went on after another. With `book`, by tokens read, on a logarithmic axis, beside the chapter's run.
     """
     figure = new_figure(
         "Loss by tokens read" if book else "Loss by step", "tokens read" if book else "step", "loss (nats a token)"
@@ -42,6 +42,8 @@ def loss_curve(rows: Sequence[Row], vocab_size: int, book: bool = False) -> Figu
     axes.plot(
         [row[x] for row in validated], [row["val_loss"] for row in validated], "o-", color=ORANGE, label="validation"
     )
+    for number, row in enumerate(row for row in rows if "resumed_from" in row):
+        axes.axvline(row[x], color=GREY, linewidth=0.8, dashes=(6, 4), label="resumed" if number == 0 else None)
     if book:
         steps, chapter = zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True)
         tokens = [max(1, step) * BOOK_RESULTS["tokens_per_step"] for step in steps]

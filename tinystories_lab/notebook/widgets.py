@@ -14,7 +14,7 @@ from tinystories_lab.generate import NEW_TOKENS, PROMPTS, TEMPERATURE, TOP_K, te
 from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook.plots import loss_curve
 from tinystories_lab.review import RATED
-from tinystories_lab.runlog import Row, append_row, read_log
+from tinystories_lab.runlog import Row, append_row, progress_of, read_log
 
 REFRESH_SECONDS = 5.0  # faster updates freeze a browser
 WIDE = widgets.Layout(width="95%", max_width="640px")
@@ -33,12 +33,13 @@ class LiveRun:
         self.total_steps, self.vocab_size = total_steps, vocab_size
 
     def __iter__(self) -> Iterator[Row]:
-        handle, drawn = None, 0.0
-        bar = tqdm(desc="train", total=self.total_steps, unit=" steps", mininterval=1)
+        handle, bar, drawn = None, None, 0.0
         try:
             for row in self.rows:
+                if bar is None:  # only now: what `train` says of a resumed run stands above it
+                    bar = tqdm(desc="train", total=self.total_steps, unit=" steps", mininterval=1)
                 bar.update(row["step"] - bar.n)
-                bar.set_postfix(loss=f"{row['train_loss']:.3f}", tokens_per_second=f"{row['tokens_per_second']:,}")
+                bar.set_postfix(progress_of(row))
                 if time.monotonic() - drawn > REFRESH_SECONDS or row["step"] == self.total_steps:
                     figure = loss_curve(read_log(self.log_path), self.vocab_size)
                     if handle:
@@ -49,7 +50,8 @@ class LiveRun:
                 yield row
         finally:
             self.rows.close()
-            bar.close()
+            if bar is not None:
+                bar.close()
 
 
 def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:

@@ -1,0 +1,89 @@
+"""Files copied to a disk that may go at any moment: rewritten in place, and listed with size and hash in a manifest."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from tinystories_lab.files import replace_whole
+
+MANIFEST = "manifest.json"
+PIECE = 2**24  # bytes copied at a time
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one when the file is not there or torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Rewrite a JSON file in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a folder of copies is said to hold, by name: size, sha256, and what else `copy_in_place` was told."""
+    return {name: entry for name, entry in read_json(folder / MANIFEST).items() if isinstance(entry, dict)}
+
+
+def is_listed(source: Path, folder: Path, name: str) -> bool:
+    """Whether the manifest of `folder` says that its file `name`, there in that size, is a copy of `source`."""
+    entry, target = read_manifest(folder).get(name, {}), folder / name
+    return target.exists() and target.stat().st_size == entry.get("size") and sha256_of(source) == entry.get("sha256")
+
+
+def copy_in_place(source: IO[bytes], target: Path) -> dict[str, Any]:
+    """Rewrite `target` with what is left of `source`; returns its entry for the manifest."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as file:
+        digest = pour(source, file)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk or quota may show only here
+    return {"size": target.stat().st_size, "sha256": digest}
+
+
+def list_copy(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """Enter a copy into the folder's manifest; only now is it one."""
+    write_json(folder / MANIFEST, read_manifest(folder) | {name: entry})
+
+
+def fetch_files(source_dir: Path, target_dir: Path, names: Iterable[str]) -> None:
+    """Copy what `target_dir` lacks of `names`; what is not as the manifest says is left out with a warning."""
+    listed = read_manifest(source_dir)
+    missing = [name for name in names if (source_dir / name).exists() and not (target_dir / name).exists()]
+    size = sum((source_dir / name).stat().st_size for name in missing)
+    with tqdm(desc=f"fetch {target_dir.name}", total=size, unit="B", unit_scale=True, disable=not missing) as bar:
+        for name in missing:
+            try:
+                with open(source_dir / name, "rb") as file, replace_whole(target_dir / name) as copy:
+                    if pour(file, copy, bar) != listed.get(name, {}).get("sha256"):
+                        raise ValueError(f"{source_dir / name} is not what {MANIFEST} beside it says: it was left out")
+            except ValueError as error:
+                warnings.warn(str(error), stacklevel=3)
+
+
+def pour(source: IO[bytes], target: IO[bytes], bar: tqdm | None = None) -> str:
+    """Copy what is left of `source` into `target`; returns the sha256 of it."""
+    digest = hashlib.sha256()
+    while piece := source.read(PIECE):
+        digest.update(piece)
+        target.write(piece)
+        if bar is not None:
+            bar.update(len(piece))
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, as BinInfo and manifests hold it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,173 @@
+"""A second copy of a run on a disk that may come and go, such as Drive, made in the background."""
+
+import errno
+import threading
+import warnings
+from pathlib import Path
+
+from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
+from tinystories_lab.copies import copy_in_place, fetch_files, is_listed, list_copy, pour
+from tinystories_lab.files import replace_whole
+from tinystories_lab.session import Claim
+
+# Drive keeps what is deleted or replaced in its trash, counted against the quota, and a rename is not atomic there: a
+# small fixed set of files is rewritten in place. last.pt and the log go in pairs: while one pair is being written, the
+# other is whole.
+SLOTS = dict(zip(MIRROR_SLOTS, ("loss.0.jsonl", "loss.1.jsonl"), strict=True))
+RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "loss_curve.png", "final.pt")
+DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
+BEAT_SECONDS = 60  # how often a writer says that it lives
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 5, 300
+CLOSE_SECONDS = 600
+
+
+class Mirror:
+    """Copies of a run and its data below `root` on another disk: `root`/runs/<run> and `root`/data/<data>.
+
+    `fetch` brings back what this machine lacks. Within `with mirror:` a thread copies what has changed at every
+    `update()`, and a last time at the end; training never waits for it. A disk that fails or goes (the parent of `root`
+    is then not there) costs the copy alone: `trouble` says what is wrong, and the thread tries again, ever more slowly.
+    `step` is that of the newest checkpoint read back from there, None before the first.
+
+    "Mirrored" is not "safe": Drive uploads at some later time what was written.
+    """
+
+    def __init__(self, run_dir: str | Path, data_dir: str | Path, root: str | Path) -> None:
+        self.run_dir, self.data_dir, self.root = Path(run_dir), Path(data_dir), Path(root)
+        self.mirror_dir = self.root / "runs" / self.run_dir.name
+        self.data_mirror_dir = self.root / "data" / self.data_dir.name
+        self.step: int | None = None
+        self.trouble: str | None = None
+        self._claim = Claim(self.mirror_dir / "writer.json")
+        self._slot_steps: dict[str, int] = {}
+        self._copied: dict[Path, tuple[int, int]] = {}  # size and time of each file when it was copied
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    def __str__(self) -> str:
+        reached = "not mirrored yet" if self.step is None else f"mirrored to step {self.step:,}"
+        return f"{reached} ({self.trouble})" if self.trouble else reached
+
+    def fetch(self) -> bool:
+        """Bring back what this machine lacks: the newest checkpoint with its log, and run and data files by their hash.
+
+        Returns whether a checkpoint came. Raises FileNotFoundError when the disk is not there, and as `latest_checkpoint`.
+        """
+        self._find_disk()
+        newest = latest_checkpoint(self.run_dir, self.mirror_dir)
+        fetched = newest is not None and newest.parent == self.mirror_dir
+        if fetched:  # the log first: without last.pt an interrupted fetch is done again
+            for source, name in ((self.mirror_dir / SLOTS[newest.name], "loss.jsonl"), (newest, "last.pt")):
+                if source.exists():
+                    with open(source, "rb") as file, replace_whole(self.run_dir / name) as copy:
+                        pour(file, copy)
+        fetch_files(self.mirror_dir, self.run_dir, RUN_FILES)
+        fetch_files(self.data_mirror_dir, self.data_dir, DATA_FILES)
+        return fetched
+
+    def __enter__(self) -> "Mirror":
+        """Claim the mirror and start the thread. Raises BlockingIOError when another machine is writing there."""
+        try:
+            self._take()
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.trouble = str(error)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(2)
+        if self._thread.is_alive():
+            print("waiting for the mirror's last copy ...")
+            self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self.trouble = f"the last copy was not done after {CLOSE_SECONDS} s"
+        if self.trouble:
+            warnings.warn(f"{self.mirror_dir} was left behind: {self}", stacklevel=2)
+
+    def update(self) -> None:
+        """Say that something changed; returns at once."""
+        self._wake.set()
+
+    def _work(self) -> None:
+        retry = FIRST_RETRY_SECONDS
+        closing = False
+        while not closing:
+            closing = self._closing.is_set()  # seen before the pass: all that changed until then is in it
+            self._wake.clear()
+            try:
+                self._copy(closing)
+                self.trouble, retry = None, FIRST_RETRY_SECONDS
+                self._wake.wait(0 if closing else BEAT_SECONDS)
+            except BlockingIOError as error:  # another machine took over, and its copy is the one that counts
+                self.trouble = str(error)
+                return
+            except Exception as error:  # whatever it is: training goes on, and it is said
+                self.trouble = str(error)
+                self._closing.wait(retry)
+                retry = min(2 * retry, LAST_RETRY_SECONDS)
+
+    def _find_disk(self) -> None:
+        if not self.root.parent.is_dir():  # else folders would be made where the disk was
+            raise FileNotFoundError(errno.ENOENT, "that disk is not there: mount it again", str(self.root.parent))
+
+    def _take(self) -> None:
+        self._find_disk()
+        self._claim.take(self._closing)
+
+    def _copy(self, closing: bool) -> None:
+        """One pass: everything that has changed since the last."""
+        self._take()
+        self._copy_checkpoint()
+        for source_dir, target_dir, names in (
+            (self.run_dir, self.mirror_dir, RUN_FILES),
+            (self.data_dir, self.data_mirror_dir, DATA_FILES),
+        ):
+            for name in names:
+                source = source_dir / name
+                if not self._has_changed(source, target_dir / name):
+                    continue
+                mark = stamp(source)
+                if not is_listed(source, target_dir, name):
+                    with open(source, "rb") as file:
+                        list_copy(target_dir, name, copy_in_place(file, target_dir / name))
+                self._copied[source] = mark
+        if closing:
+            self._claim.release()
+
+    def _copy_checkpoint(self) -> None:
+        """Copy last.pt and the log into the pair that is not the newest."""
+        last, log = self.run_dir / "last.pt", self.run_dir / "loss.jsonl"
+        if not self._slot_steps:
+            self._slot_steps = {slot: step_in(self.mirror_dir / slot) for slot in SLOTS}
+        older, newest = sorted(SLOTS, key=self._slot_steps.__getitem__)
+        if not self._has_changed(last, self.mirror_dir / newest):
+            return
+        mark = stamp(last)
+        if not is_listed(last, self.mirror_dir, newest):
+            with open(last, "rb") as source:  # opened before the log is copied: the log has every row of its steps
+                if log.exists():
+                    with open(log, "rb") as rows:
+                        copy_in_place(rows, self.mirror_dir / SLOTS[older])
+                entry = copy_in_place(source, self.mirror_dir / older)
+            newest = older
+            self._slot_steps[newest] = load_checkpoint(self.mirror_dir / newest)["step"]  # what counts is what is there
+            list_copy(self.mirror_dir, newest, entry | {"step": self._slot_steps[newest]})
+        self.step, self._copied[last] = self._slot_steps[newest], mark
+
+    def _has_changed(self, source: Path, target: Path) -> bool:
+        return source.exists() and not (self._copied.get(source) == stamp(source) and target.exists())
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def step_in(checkpoint: Path) -> int:
+    try:
+        return load_checkpoint(checkpoint)["step"]
+    except (FileNotFoundError, ValueError):
+        return -1

@@ -1,0 +1,145 @@
+"""The five stages of a run over its workspace, as the shell runs them: each starts from the files of the one before."""
+
+from itertools import islice
+
+import torch
+from tqdm import tqdm
+
+from tinystories_lab.checkpoint import load_model
+from tinystories_lab.device import choose_device, choose_dtype
+from tinystories_lab.generate import tell_samples
+from tinystories_lab.mirror import DATA_FILES, Mirror
+from tinystories_lab.model import GPTMini
+from tinystories_lab.presets import Workspace, save_config
+from tinystories_lab.review import bits_per_byte, checklist, perplexity, save_samples, story_metrics
+from tinystories_lab.runlog import diagnose, progress_of, read_log, read_rows
+from tinystories_lab.stories import load_stories, open_stories
+from tinystories_lab.tokenizer import BinInfo, load_tokenizer, read_bin, save_tokenizer, train_tokenizer, write_bin
+from tinystories_lab.trainer import train
+
+
+def prepare(lab: Workspace) -> None:
+    """stories -> cleaned and split"""
+    _, report = load_stories(lab.source, lab.data_dir, max_stories=lab.preset.max_stories)
+    print(report)
+
+
+def tokenizer(lab: Workspace) -> None:
+    """cleaned stories -> tokenizer.json, train.bin, val.bin"""
+    stories, report = open_stories(lab.data_dir)
+    made = lab.data_dir / "val.json"  # written last
+    if not made.exists() or made.stat().st_mtime < (lab.data_dir / "stories" / "report.json").stat().st_mtime:
+        learn_from = islice(stories["train"]["text"], lab.preset.tokenizer_stories)
+        bpe = train_tokenizer(learn_from, lab.preset.model.vocab_size)
+        save_tokenizer(bpe, lab.data_dir / "tokenizer.json")
+        write_bin(lab.data_dir / "train.bin", stories["train"]["text"], bpe, lab.preset.max_tokens, report.source)
+        write_bin(lab.data_dir / "val.bin", stories["validation"]["text"], bpe, source=report.source)
+    for name in ("train.bin", "val.bin"):
+        info = BinInfo.of(lab.data_dir / name)
+        print(f"{name}: {info.tokens:,} tokens of {info.stories:,} stories, {info.bytes_per_token:.2f} bytes a token")
+
+
+def train_stage(lab: Workspace) -> None:
+    """train.bin -> last.pt, final.pt, loss.jsonl, samples from before and after"""
+    model_config, config = lab.model_config, lab.preset.train
+    device, why_device = choose_device()
+    _, why_dtype = choose_dtype(device)
+    rows = train(lab.run_dir, lab.data_dir, model_config, config, mirror_root=lab.mirror_root)
+    bpe = load_tokenizer(lab.data_dir / "tokenizer.json")
+    torch.manual_seed(config.seed)  # as `train` does, so these are the weights that the run starts from
+    untrained = GPTMini(model_config)
+    print(f"{untrained.count_parameters():,} parameters; {why_device}; {why_dtype}")
+    if not read_rows(lab.run_dir / "samples.jsonl"):
+        save_samples(lab.run_dir, "before", tell_samples(untrained, bpe, lab.preset.sample_tokens))
+    save_config(lab)
+    with tqdm(desc="train", total=config.total_steps, unit=" steps") as bar:
+        for row in rows:
+            bar.update(row["step"] - bar.n)
+            bar.set_postfix(progress_of(row))
+    print(f"finished: {lab.run_dir / 'final.pt'}")
+
+
+def generate_stage(lab: Workspace) -> None:
+    """final.pt -> ten stories in samples.jsonl"""
+    model = load_model(lab.run_dir / "final.pt", choose_device()[0])
+    samples = tell_samples(model, load_tokenizer(lab.run_dir / "tokenizer.json"), lab.preset.sample_tokens)
+    save_samples(lab.run_dir, "after", samples)
+    print(f"{len(samples)} stories kept in {lab.run_dir / 'samples.jsonl'}")
+
+
+def retrospective(lab: Workspace) -> None:
+    """the run's files -> loss_curve.png and the report"""
+    from tinystories_lab.notebook.plots import loss_curve  # matplotlib is needed here only
+
+    rows = read_log(lab.run_dir / "loss.jsonl")
+    validated = [row for row in rows if "val_loss" in row]
+    if not validated:
+        raise FileNotFoundError(
+            f"no finished evaluation in {lab.run_dir / 'loss.jsonl'}: run 03_train (or `train` in the shell) first"
+        )
+    vocab_size = lab.model_config.vocab_size
+    loss_curve(rows, vocab_size).savefig(lab.run_dir / "loss_curve.png", dpi=120, bbox_inches="tight")
+    last, loss = rows[-1], validated[-1]["val_loss"]
+    held_out = BinInfo.of(lab.data_dir / "val.bin")
+    found = diagnose(rows, vocab_size)
+    print(f"\nRun {lab.run_dir.name}")
+    print(f"  tokens      {last['tokens']:,} seen of {BinInfo.of(lab.data_dir / 'train.bin').tokens:,} in train.bin")
+    print(f"  parameters  {load_model(lab.run_dir / 'final.pt').count_parameters():,}")
+    print(
+        f"  loss        {rows[0]['train_loss']:.3f} untrained, {last['train_loss']:.3f} last batch, {loss:.3f} validation"
+    )
+    print(
+        f"              perplexity {perplexity(loss):.2f}, {bits_per_byte(loss, held_out.bytes_per_token):.3f} bits a byte"
+    )
+    print(
+        f"  time        {last['seconds']:,.0f} s of training, {last['tokens'] / max(last['seconds'], 0.01):,.0f} tokens a second"
+    )
+    print(f"  pattern     {found.pattern}: {found.evidence}")
+    told = [row["story"] for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"]
+    if told:
+        reference = islice(read_bin(lab.data_dir / "train.bin", load_tokenizer(lab.run_dir / "tokenizer.json")), 5_000)
+        metrics = story_metrics(told, reference)
+        print("  stories     " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+    print(
+        "  checklist   "
+        + "; ".join(f"{'done' if done else 'open'}: {item}" for item, done in checklist(lab.run_dir).items())
+    )
+    print(f"  files       {lab.run_dir.resolve()} and {lab.data_dir.resolve()}")
+
+
+STAGES = {
+    "prepare": prepare,
+    "tokenizer": tokenizer,
+    "train": train_stage,
+    "generate": generate_stage,
+    "retrospective": retrospective,
+}
+
+
+def has_data(lab: Workspace) -> bool:
+    """Whether the files that training reads are all there."""
+    return all((lab.data_dir / name).exists() for name in DATA_FILES)
+
+
+def fetch(lab: Workspace) -> None:
+    """Bring back from the mirror what this machine lacks of run and data; a run that comes without data has it made again.
+
+    Raises as `Mirror.fetch`. Whether data made again is the run's own is for `train` to say, by its hash.
+    """
+    if not lab.mirror_root:
+        return
+    mirror = Mirror(lab.run_dir, lab.data_dir, lab.mirror_root)
+    if mirror.fetch():
+        print(f"fetched the run from {mirror.mirror_dir}")
+    if (lab.run_dir / "last.pt").exists() and not has_data(lab):
+        print("its data is not on the mirror, and is made again")
+        prepare(lab)
+        tokenizer(lab)
+
+
+def mirror(lab: Workspace) -> None:
+    """Copy what has changed of run and data to the mirror, if there is one, and say how far it got."""
+    if lab.mirror_root:
+        with Mirror(lab.run_dir, lab.data_dir, lab.mirror_root) as copy:
+            pass  # leaving waits for a whole pass
+        print(f"{copy} in {copy.mirror_dir}")

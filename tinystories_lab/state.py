@@ -1,0 +1,118 @@
+"""What changes from step to step, how it is kept, and how a run is found again."""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, save_checkpoint
+from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.recipe import MAY_CHANGE, TrainConfig, make_optimizer
+from tinystories_lab.runlog import Row
+
+
+@dataclass
+class TrainState:
+    """What changes from step to step, and so what a checkpoint holds; `step` is the next one to run."""
+
+    model: GPTMini
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    tokenizer_sha256: str
+    data_sha256: str  # of train.bin
+    config: TrainConfig
+    step: int = 0
+    seconds: float = 0.0
+    skipped_updates: int = 0
+    row: Row | None = None  # the last one made; its evaluation comes after the save, so it may lack val_loss
+    whole: bool = True  # False while weights move: model, optimizer and step do not belong together
+
+    @classmethod
+    def new(
+        cls,
+        model_config: GPTConfig,
+        config: TrainConfig,
+        tokenizer_sha256: str,
+        data_sha256: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "TrainState":
+        """The state before the first step; weights are drawn from config.seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = GPTMini(model_config).to(device)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        return cls(model, make_optimizer(model, config), scaler, tokenizer_sha256, data_sha256, config)
+
+    def save(self, path: Path, orderly: bool = False) -> None:
+        """Write a checkpoint to resume from; `orderly` says that the session ends with it. Raises as `save_checkpoint`."""
+        names = ("tokenizer_sha256", "data_sha256", "seconds", "skipped_updates", "row")
+        plain = {name: getattr(self, name) for name in names} | {"saved_at": time.time(), "orderly": orderly}
+        state = (self.model, self.optimizer, self.scaler)
+        save_checkpoint(path, *state, step=self.step, train_config=asdict(self.config), **plain)
+
+    def save_model(self, path: Path) -> None:
+        """Write a checkpoint that holds the model alone."""
+        save_checkpoint(path, self.model, step=self.step, tokenizer_sha256=self.tokenizer_sha256)
+
+    def load_same_run(self, path: Path) -> dict[str, Any]:
+        """Read a checkpoint of this run. Raises ValueError when it is of another one, saying what differs."""
+        checkpoint = load_checkpoint(path)
+        there = checkpoint["model_config"] | asdict(TrainConfig()) | checkpoint["train_config"]
+        now = asdict(self.model.config) | asdict(self.config)
+        for what, name in (("tokenizer", "tokenizer_sha256"), ("data", "data_sha256")):
+            there[what], now[what] = checkpoint[name][:12], getattr(self, name)[:12]
+        differing = [key for key in now if key not in MAY_CHANGE and there.get(key) != now[key]]
+        if differing:
+            values = "; ".join(f"{key} {there.get(key)} there, {now[key]} now" for key in differing)
+            raise ValueError(
+                f"{path} is of another run ({values}): take another run name, or move the old run aside (`--fresh` in "
+                "the shell, `move_aside(lab)` in a notebook)"
+            )
+        return checkpoint
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Go on from a checkpoint, which is returned. Raises as `load_same_run`."""
+        checkpoint = self.load_same_run(path)
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        if checkpoint["scaler"]:  # empty when the last session needed no loss scaling: an A100 then, a T4 now
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        torch.set_rng_state(checkpoint["torch_rng"])
+        for name in ("step", "seconds", "skipped_updates", "row"):
+            setattr(self, name, checkpoint[name])
+        return checkpoint
+
+
+def save_or_warn(save: Callable[[Path], None], path: Path) -> bool:
+    """Whether `save(path)` went well; if not, what was there is still there, and a warning says why."""
+    try:
+        save(path)
+    except (OSError, FloatingPointError) as error:
+        warnings.warn(
+            f"{path} could not be saved ({error}): what was there is kept, and training goes on", stacklevel=3
+        )
+        return False
+    return True
+
+
+def step_of_model(path: Path) -> int | None:
+    try:
+        return load_checkpoint(path, MODEL_KEYS)["step"]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def resume_sentence(checkpoint: dict[str, Any], config: TrainConfig, logged_step: int, mirrored: bool) -> str:
+    """Where a run goes on, how old that is, and how many steps have to be run again at most."""
+    step, minutes = checkpoint["step"], (time.time() - checkpoint["saved_at"]) / 60
+    ago = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    next_save = config.next_save(step)
+    if mirrored:  # the copy of a later save may have been under way
+        next_save = config.next_save(next_save)
+    lost = 0 if checkpoint["orderly"] else max(next_save, logged_step) - step
+    return f"resumed at step {step:,}, saved {ago} ago, {lost:,} steps lost at most"
