@@ -3,15 +3,13 @@
 import os
 import shutil
 import tempfile
-from itertools import product
 
+import micro
 import pytest
 import torch
 from hypothesis import settings
 
-from tinystories_lab.model import GPTConfig
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.tokenizer import save_tokenizer, train_tokenizer, write_bin
 
 # Notebooks run in kernels of their own, which inherit this: the smallest preset, in a folder that goes afterwards.
 WORKSPACE = tempfile.mkdtemp(prefix="tinystories_lab_tests_")
@@ -26,34 +24,30 @@ settings.register_profile("lab", deadline=None, derandomize=True, database=None)
 settings.load_profile("lab")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=25, help="how many processes the fault tests kill (default: 25)")
+
+
 def pytest_unconfigure(config):
     shutil.rmtree(WORKSPACE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def stories():
-    """144 stories of about twenty tokens each, all different."""
-    names, things, places = ("Lily", "Ben", "Mia"), ("ball", "kite", "boat", "hat"), ("park", "garden", "pond")
-    return [
-        f"{name} found a {colour} {thing} in the {place}. {name} was very happy."
-        for name, colour, thing, place in product(names, ("red", "blue", "green", "big"), things, places)
-    ]
+    return micro.make_stories()
 
 
 @pytest.fixture(scope="session")
-def data_dir(stories, tmp_path_factory):
-    """A real data folder with a vocabulary of 300. Shared by all tests: copy it before changing anything."""
+def data_dir(tmp_path_factory):
+    """A real data folder. Shared by all tests: copy it before changing anything."""
     folder = tmp_path_factory.mktemp("data")
-    tokenizer = train_tokenizer(stories, 300)
-    save_tokenizer(tokenizer, folder / "tokenizer.json")
-    write_bin(folder / "train.bin", stories[:120], tokenizer, source="made up")
-    write_bin(folder / "val.bin", stories[120:], tokenizer, source="made up")
+    micro.make_data(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def model_config():
-    return GPTConfig(vocab_size=300, n_layer=2, n_head=2, d_model=32, max_len=16)
+    return micro.MODEL
 
 
 @pytest.fixture(scope="session")

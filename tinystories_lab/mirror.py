@@ -1,7 +1,9 @@
 """A second copy of a run on a disk that may come and go, such as Drive, made in the background."""
 
 import errno
+import math
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -18,7 +20,7 @@ RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", 
 DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
 BEAT_SECONDS = 60  # how often a writer says that it lives
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 5, 300
-CLOSE_SECONDS = 600
+GIVE_UP_SECONDS, CLOSE_SECONDS = 30, 600  # at the end: how long a failing disk is tried, and a slow one waited for
 
 
 class Mirror:
@@ -93,21 +95,26 @@ class Mirror:
         self._wake.set()
 
     def _work(self) -> None:
-        retry = FIRST_RETRY_SECONDS
-        closing = False
-        while not closing:
+        retry, give_up = FIRST_RETRY_SECONDS, math.inf
+        while True:
             closing = self._closing.is_set()  # seen before the pass: all that changed until then is in it
+            if closing:
+                give_up = min(give_up, time.monotonic() + GIVE_UP_SECONDS)
             self._wake.clear()
             try:
                 self._copy(closing)
                 self.trouble, retry = None, FIRST_RETRY_SECONDS
-                self._wake.wait(0 if closing else BEAT_SECONDS)
+                if closing:
+                    return
+                self._wake.wait(BEAT_SECONDS)
             except BlockingIOError as error:  # another machine took over, and its copy is the one that counts
                 self.trouble = str(error)
                 return
             except Exception as error:  # whatever it is: training goes on, and it is said
                 self.trouble = str(error)
-                self._closing.wait(retry)
+                if time.monotonic() + retry > give_up:
+                    return
+                time.sleep(retry) if closing else self._closing.wait(retry)
                 retry = min(2 * retry, LAST_RETRY_SECONDS)
 
     def _find_disk(self) -> None:

@@ -109,10 +109,16 @@ def run_steps(
     def finish(row: Row) -> Row:
         if due(row["step"], config.eval_every):
             row["val_loss"] = evaluate(state.model, held_out, eval_batches, dtype, state.config.micro_batches)
-        append_row(log, row)
+        unwritten.append(row)
+        try:
+            while unwritten:
+                append_row(log, unwritten[0])
+                del unwritten[0]
+        except OSError as error:
+            warnings.warn(f"{log} could not be written ({error}): its rows wait, and training goes on", stacklevel=3)
         return row
 
-    resumed_from = None
+    resumed_from, unwritten = None, []
     if newest := latest_checkpoint(run_dir):
         checkpoint, logged = state.restore(newest), {row["step"]: row for row in read_log(log)}
         if state.step < config.total_steps:

@@ -1,0 +1,458 @@
+"""Faults that end or spoil a run, on real training in processes of its own: `python -m tests.faults --kills 100`.
+
+After each fault the run is resumed, in processes whose global random states differ, until it is finished. It must then
+equal the uninterrupted run bit for bit: weights, optimizer, and log.
+"""
+
+import argparse
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+
+sys.path.insert(0, str(Path(__file__).parent))
+import micro
+
+from tinystories_lab import copies, files, mirror
+from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
+from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.runlog import read_log
+from tinystories_lab.trainer import train
+
+os.environ["OMP_NUM_THREADS"] = "1"  # sums go by thread
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the server, which imports what is forked then
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["faults"])
+CONFIG = TrainConfig(
+    batch_size=4,
+    seq_len=16,
+    total_steps=40,
+    warmup_steps=5,
+    peak_lr=1e-2,
+    log_every=1,
+    eval_every=15,
+    eval_batches=2,
+    save_every=7,
+    keep_every=16,
+)
+MODEL = replace(micro.MODEL, n_layer=1, d_model=16)
+CHANGING = {"tokens_per_second", "seconds", "eta_seconds", "resumed_from", "mirrored_step"}
+
+
+# --- what happens in a process
+
+
+def session(
+    run_dir: Path, data_dir: Path, mirror_root: Path | None, fault: Callable[[int], None] | None, started: Any
+) -> None:
+    """Train until the end, or until the fault ends it; `fault(step)` is called before the first step and after each row."""
+    started.set()
+    with open(run_dir.with_suffix(".log"), "a", buffering=1) as log:
+        sys.stdout = sys.stderr = log
+        torch.set_num_threads(1)
+        torch.manual_seed(random.SystemRandom().randrange(2**32))
+        mirror.FIRST_RETRY_SECONDS, mirror.GIVE_UP_SECONDS = 0.01, 1
+        try:
+            if fault:
+                fault(0)
+            for row in train(run_dir, data_dir, MODEL, CONFIG, "cpu", mirror_root=mirror_root):
+                if fault:
+                    fault(row["step"])
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_save(where: str, call: int, step: int) -> None:
+    """From the first step on: be killed in the `call`-th save, at one of four places."""
+    if step:
+        return
+    save, calls = torch.save, iter(range(1, sys.maxsize))
+
+    def save_or_die(checkpoint: dict[str, Any], file: Any) -> None:
+        now = next(calls) == call
+        if now and where == "half written":
+            file.write(b"PK\3\4 half a checkpoint")
+            die()
+        save(checkpoint, file)
+        if now:
+            patched = {"not synced": "fsync", "not renamed": "replace"}
+            if where in patched:
+                setattr(files.os, patched[where], lambda *_: die())
+            else:
+                replace = os.replace
+                files.os.replace = lambda *paths: (replace(*paths), die())
+
+    torch.save = save_or_die
+
+
+def fill_the_disk(from_step: int, step: int) -> None:
+    """No file can grow beyond 2 kB from a step on: neither a checkpoint nor the log can be written."""
+    if step == from_step:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+
+
+def stop_at(last: int, step: int) -> None:
+    """The learner leaves the loop."""
+    if step == last:
+        raise KeyboardInterrupt
+
+
+def break_the_mirror(number: int, times: int, step: int) -> None:
+    """The first so many copies fail with this error, half written."""
+    if step:
+        return
+    copy_in_place, calls = copies.copy_in_place, iter(range(1, sys.maxsize))
+
+    def fail(source: Any, target: Path) -> dict[str, Any]:
+        if next(calls) <= times:
+            target.write_bytes(source.read(1_000))
+            raise OSError(number, os.strerror(number), str(target))
+        return copy_in_place(source, target)
+
+    mirror.copy_in_place = fail
+
+
+def slowly(step: int) -> None:
+    """Steps of 10 ms: time for what happens outside."""
+    time.sleep(0.01)
+
+
+# --- what happens outside
+
+
+class Lab:
+    """Folders for one run after another, and the uninterrupted run that all must equal."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.data_dir = root, root / "data" / "micro"
+        micro.make_data(self.data_dir)
+        self.random = random.Random(0)
+        self.whole = Run(self, "whole")
+        with self.whole.process() as child:
+            started = time.perf_counter()
+        self.seconds = time.perf_counter() - started
+        assert child.exitcode == 0, self.whole.run_dir.with_suffix(".log").read_text()
+
+    def run(self, mirrored: bool = False) -> "Run":
+        name = f"run-{self.random.randrange(2**32):08x}"
+        return Run(self, name, self.root / f"disk-{name}" / "lab" if mirrored else None)
+
+
+@dataclass
+class Run:
+    lab: Lab
+    name: str
+    mirror_root: Path | None = None
+    lost: int = 0  # the most steps lost at a fault
+
+    @property
+    def run_dir(self) -> Path:
+        return self.lab.root / "runs" / self.name
+
+    @property
+    def mirror_dir(self) -> Path | None:
+        return self.mirror_root and self.mirror_root / "runs" / self.name
+
+    @contextmanager
+    def process(self, fault: Callable[[int], None] | None = None):
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        if self.mirror_root:
+            self.mirror_root.parent.mkdir(parents=True, exist_ok=True)
+        started = PROCESSES.Event()
+        arguments = (self.run_dir, self.lab.data_dir, self.mirror_root, fault, started)
+        child = PROCESSES.Process(target=session, args=arguments)
+        child.start()
+        assert started.wait(120)
+        try:
+            yield child
+        finally:
+            child.join(120)
+            assert child.exitcode is not None, f"{self.name} does not end"
+
+    def go(self, fault: Callable[[int], None] | None = None) -> int:
+        """One session to its end; returns the exit code."""
+        with self.process(fault) as child:
+            pass
+        self.count_lost()
+        return child.exitcode
+
+    def go_until(self, number: int, seconds: float) -> int:
+        """One session that gets a signal after so long; returns the exit code."""
+        with self.process() as child:
+            time.sleep(seconds)
+            if child.is_alive():
+                os.kill(child.pid, number)
+        self.count_lost()
+        return child.exitcode
+
+    def count_lost(self) -> None:
+        """How far the log got beyond the checkpoint that the next session goes on from."""
+        rows = log_of(self.run_dir)
+        with warnings.catch_warnings(action="ignore"):
+            newest = latest_checkpoint(self.run_dir)
+            self.lost = max(self.lost, (rows[-1]["step"] if rows else 0) - (step_of(newest) if newest else 0))
+
+    def lose_the_machine(self) -> None:
+        """What is left is what the mirror has."""
+        rows = log_of(self.run_dir)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        newest = latest_checkpoint(self.run_dir, self.mirror_dir)
+        self.lost = max(self.lost, (rows[-1]["step"] if rows else 0) - (step_of(newest) if newest else 0))
+
+    def finish(self) -> bool:
+        """Resume until the end; returns whether the run equals the uninterrupted one."""
+        code = self.go()
+        assert code == 0, f"{self.name} ended with {code}: {self.run_dir.with_suffix('.log').read_text()[-2_000:]}"
+        whole = self.lab.whole
+        equal = same(log_of(self.run_dir), log_of(whole.run_dir))
+        for name, keys in (
+            ("last.pt", {"step", "model", "optimizer", "scaler", "skipped_updates"}),
+            ("final.pt", {"step", "model"}),
+        ):
+            one, other = (load_checkpoint(run.run_dir / name, keys) for run in (self, whole))
+            equal &= all(same(one[key], other[key]) for key in keys)
+        return equal
+
+
+def step_of(path: Path) -> int:
+    return load_checkpoint(path)["step"]
+
+
+def log_of(run_dir: Path) -> list[dict[str, Any]]:
+    with warnings.catch_warnings(action="ignore"):
+        rows = read_log(run_dir / "loss.jsonl")
+    return [{key: value for key, value in row.items() if key not in CHANGING} for row in rows]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@dataclass
+class Result:
+    """A line of the table."""
+
+    fault: str
+    times: int = 0
+    lost: int = 0
+    equal: bool = True
+
+    def add(self, run: Run, times: int = 1) -> None:
+        """Finish the run and count it."""
+        self.equal &= run.finish()
+        self.times, self.lost = self.times + times, max(self.lost, run.lost)
+        shutil.rmtree(run.run_dir)
+
+
+# --- the faults
+
+
+def killed_at_random(lab: Lab, kills: int) -> Result:
+    result = Result("SIGKILL at a random moment")
+    while result.times < kills:
+        run, landed = lab.run(), 0
+        while result.times + landed < kills and not (run.run_dir / "final.pt").exists():
+            landed += run.go_until(signal.SIGKILL, lab.random.uniform(0, lab.seconds)) == -signal.SIGKILL
+        result.add(run, landed)
+    return result
+
+
+def killed_and_machine_lost(lab: Lab, kills: int) -> Result:
+    result = Result("the same, and the machine is lost: back from the mirror")
+    while result.times < kills:
+        run, landed = lab.run(mirrored=True), 0
+        while result.times + landed < kills and not (run.run_dir / "final.pt").exists():
+            landed += run.go_until(signal.SIGKILL, lab.random.uniform(0, 1.5 * lab.seconds)) == -signal.SIGKILL
+            run.lose_the_machine()
+        result.add(run, landed)
+    return result
+
+
+def killed_in_a_save(lab: Lab, kills: int) -> Result:
+    result = Result("SIGKILL in a save: half written, not synced, not renamed, just renamed")
+    places = ("half written", "not synced", "not renamed", "renamed")
+    for number in range(max(len(places), kills)):
+        run = lab.run()
+        code = run.go(partial(die_in_save, places[number % 4], lab.random.randrange(1, 10)))
+        assert code == -signal.SIGKILL, code
+        result.add(run)
+    return result
+
+
+def signalled(number: signal.Signals, codes: set[int]) -> Callable[[Lab, int], Result]:
+    def fault(lab: Lab, kills: int) -> Result:
+        result = Result(f"{number.name} at a random moment")
+        for _ in range(3):
+            run = lab.run()
+            with run.process(slowly) as child:
+                while not (run.run_dir / "loss.jsonl").exists():  # before the steps the signal just ends the process
+                    time.sleep(0.01)
+                time.sleep(lab.random.uniform(0, 0.4))
+                os.kill(child.pid, number)
+            assert child.exitcode in codes, child.exitcode
+            run.count_lost()
+            result.add(run)
+        return result
+
+    return fault
+
+
+def disk_full(lab: Lab, kills: int) -> Result:
+    result = Result("disk full from a step on, until the end")
+    for step in (0, 11, 31):
+        run = lab.run()
+        assert run.go(partial(fill_the_disk, step)) == 1, "final.pt could not be written: the run must not end well"
+        assert not (run.run_dir / "final.pt").exists()
+        newest = latest_checkpoint(run.run_dir)
+        run.lost = CONFIG.total_steps - (step_of(newest) if newest else 0)  # it ran to the end, and could write no more
+        result.add(run)
+    return result
+
+
+def checkpoints_spoiled(lab: Lab, kills: int) -> Result:
+    result = Result("each checkpoint cut off, or with flipped bytes")
+    for names in (("last.pt",), ("step_00032.pt",), ("last.pt", "step_00032.pt")):
+        for cut in (True, False):
+            run = lab.run()
+            assert run.go(partial(stop_at, 34)) == 130
+            for name in names:
+                path = run.run_dir / name
+                content = bytearray(path.read_bytes())
+                if cut:
+                    del content[lab.random.randrange(len(content)) :]
+                else:
+                    for _ in range(20):
+                        content[lab.random.randrange(len(content))] ^= 1 << lab.random.randrange(8)
+                path.write_bytes(content)
+            run.count_lost()
+            result.add(run)
+    return result
+
+
+def mirror_fails(number: int) -> Callable[[Lab, int], Result]:
+    def fault(lab: Lab, kills: int) -> Result:
+        result = Result(f"the mirror fails with {errno.errorcode[number]}, then the machine is lost")
+        for times in (2, 5):
+            run = lab.run(mirrored=True)
+            assert run.go(partial(break_the_mirror, number, times)) == 0
+            run.lose_the_machine()
+            result.add(run)
+        return result
+
+    return fault
+
+
+def mirror_vanishes(lab: Lab, kills: int) -> Result:
+    result = Result("the mirror's disk goes and returns, then the machine is lost")
+    for _ in range(2):
+        run = lab.run(mirrored=True)
+        disk = run.mirror_root.parent
+        disk.mkdir(parents=True)
+
+        def unplug(disk: Path = disk) -> None:
+            time.sleep(0.3)
+            disk.rename(disk.with_suffix(".unplugged"))
+            time.sleep(0.3)
+            disk.with_suffix(".unplugged").rename(disk)
+
+        outside = threading.Thread(target=unplug)
+        outside.start()
+        with run.process(slowly) as child:
+            pass
+        outside.join()
+        assert (
+            child.exitcode == 0 and load_checkpoint(run.mirror_dir / "final.pt", {"step"})["step"] == CONFIG.total_steps
+        )
+        run.lose_the_machine()
+        result.add(run)
+    return result
+
+
+def newest_slot_removed(lab: Lab, kills: int) -> Result:
+    result = Result("the newest slot on the mirror is removed, and the machine is lost")
+    for step in (15, 26, 38):
+        run = lab.run(mirrored=True)
+        assert run.go(partial(stop_at, step)) == 130
+        slots = [run.mirror_dir / slot for slot in MIRROR_SLOTS]
+        max((slot for slot in slots if slot.exists()), key=step_of).unlink()
+        run.lose_the_machine()
+        result.add(run)
+    return result
+
+
+def log_torn(lab: Lab, kills: int) -> Result:
+    result = Result("the log's last line is torn")
+    for step in (7, 20, 30):
+        run = lab.run()
+        run.go(partial(stop_at, step))
+        log = run.run_dir / "loss.jsonl"
+        log.write_bytes(log.read_bytes()[: -lab.random.randrange(2, 60)])
+        result.add(run)
+    return result
+
+
+FAULTS: list[Callable[[Lab, int], Result]] = [
+    killed_at_random,
+    killed_and_machine_lost,
+    killed_in_a_save,
+    signalled(signal.SIGTERM, {128 + signal.SIGTERM}),
+    signalled(signal.SIGINT, {130}),
+    signalled(signal.SIGHUP, {128 + signal.SIGHUP}),
+    disk_full,
+    checkpoints_spoiled,
+    *map(mirror_fails, (errno.EIO, errno.ENOTCONN, errno.ENOSPC, errno.EDQUOT)),
+    mirror_vanishes,
+    newest_slot_removed,
+    log_torn,
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=25, help="processes to kill in all (default: 25)")
+    kills = parser.parse_args().kills
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        print(f"{CONFIG.total_steps} steps, saved every {CONFIG.save_every}: {lab.seconds:.1f} s uninterrupted\n")
+        print(f"{'fault':75} {'times':>5} {'steps lost at most':>20} {'equal':>6}")
+        all_equal = True
+        for fault in FAULTS:
+            result = fault(lab, share_of(fault, kills))
+            print(
+                f"{result.fault:75} {result.times:5} {result.lost:20} {'yes' if result.equal else 'NO':>6}", flush=True
+            )
+
+
+def share_of(fault: Callable[[Lab, int], Result], kills: int) -> int:
+    """How many of the kills a fault gets: half of them at random moments, a quarter each with the machine and in a save."""
+    return {killed_at_random: kills - 2 * (kills // 4)}.get(fault, kills // 4)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

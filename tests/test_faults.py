@@ -1,0 +1,47 @@
+"""A run that cannot be lost: the fault harness (tests/faults.py) in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults import CONFIG, FAULTS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def table(request):
+    """What the harness found: for each fault the times it was tried, the most steps lost, and whether all ended equal."""
+    kills = request.config.getoption("kills")
+    command = [sys.executable, "-m", "tests.faults", "--kills", str(kills)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600 + 10 * kills)
+    assert done.returncode == 0, done.stdout + done.stderr[-3_000:]
+    print(done.stdout)
+    lines = re.findall(r"^(.+?) +(\d+) +(\d+) +(yes|NO)$", done.stdout, re.MULTILINE)
+    return {fault: (int(times), int(lost), equal == "yes") for fault, times, lost, equal in lines}
+
+
+def test_after_every_fault_the_run_ends_bit_for_bit_as_if_nothing_had_happened(table):
+    assert len(table) == len(FAULTS)
+    for fault, (times, _, equal) in table.items():
+        assert equal and times > 0, fault
+
+
+def test_as_many_processes_were_killed_as_asked(table, request):
+    killed = [times for fault, (times, *_) in table.items() if "SIGKILL" in fault or "the same" in fault]
+    assert len(killed) == 3 and sum(killed) >= request.config.getoption("kills")
+
+
+def test_a_kill_costs_at_most_the_steps_since_the_last_save(table):
+    for fault, (_, lost, _) in table.items():
+        if "SIGKILL" in fault:
+            assert lost <= CONFIG.save_every, fault
+
+
+def test_a_signal_that_asks_and_a_torn_log_cost_nothing(table):
+    for fault, (_, lost, _) in table.items():
+        if fault.startswith(("SIGTERM", "SIGINT", "SIGHUP", "the log")):
+            assert lost == 0, fault
