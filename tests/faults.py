@@ -444,9 +444,10 @@ def main() -> int:
         all_equal = True
         for fault in FAULTS:
             result = fault(lab, share_of(fault, kills))
-            print(
-                f"{result.fault:75} {result.times:5} {result.lost:20} {'yes' if result.equal else 'NO':>6}", flush=True
-            )
+            equal = "yes" if result.equal else "NO"
+            print(f"{result.fault:75} {result.times:5} {result.lost:20} {equal:>6}", flush=True)
+            all_equal &= result.equal
+    return 0 if all_equal else 1
 
 
 def share_of(fault: Callable[[Lab, int], Result], kills: int) -> int:

@@ -27,7 +27,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Rewrite a JSON file in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
@@ -44,7 +43,6 @@ def is_listed(source: Path, folder: Path, name: str) -> bool:
 
 def copy_in_place(source: IO[bytes], target: Path) -> dict[str, Any]:
     """Rewrite `target` with what is left of `source`; returns its entry for the manifest."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "wb") as file:
         digest = pour(source, file)
         file.flush()

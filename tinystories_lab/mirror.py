@@ -118,11 +118,20 @@ class Mirror:
                 retry = min(2 * retry, LAST_RETRY_SECONDS)
 
     def _find_disk(self) -> None:
-        if not self.root.parent.is_dir():  # else folders would be made where the disk was
+        if not self.root.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, "that disk is not there: mount it again", str(self.root.parent))
 
     def _take(self) -> None:
         self._find_disk()
+        # One by one: should the disk go now, making parents too would make them where it was.
+        for folder in (
+            self.root,
+            self.mirror_dir.parent,
+            self.mirror_dir,
+            self.data_mirror_dir.parent,
+            self.data_mirror_dir,
+        ):
+            folder.mkdir(exist_ok=True)
         self._claim.take(self._closing)
 
     def _copy(self, closing: bool) -> None:

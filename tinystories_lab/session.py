@@ -59,23 +59,12 @@ class Claim:
         lives, or took over; OSError when the disk fails, or `stop` is set while waiting.
         """
         there = read_json(self.path)
-        if self.taken and there.get("session", self._writer["session"]) != self._writer["session"]:
+        if not self.taken:
+            self._wait_for_silence(there, stop)
+        elif there.get("session", self._writer["session"]) != self._writer["session"]:
             raise BlockingIOError(
                 f"{there.get('host')} took over {self.path.parent}: this machine writes there no more"
             )
-        told = self.taken
-        while not self.taken and (wait := seconds_until_stale(there)) > 0:
-            if not told:
-                print(f"{there['host']} wrote to {self.path.parent} lately: waiting up to {wait:.0f} s for its silence")
-                told = True
-            if stop.wait(min(wait, POLL_SECONDS)):
-                raise OSError(errno.EBUSY, "another machine may still be writing there", str(self.path.parent))
-            before, there = there, read_json(self.path) or there  # empty: read while it was being written
-            if there != before and seconds_until_stale(there) > 0:
-                raise BlockingIOError(
-                    f"{there.get('host')} is training this run and writes to {self.path.parent}: stop it there first, or "
-                    "take another run name"
-                )
         write_json(self.path, self._writer | {"time": time.time()})
         self.taken = True
 
@@ -84,6 +73,21 @@ class Claim:
         write_json(self.path, self._writer | {"time": 0.0})
         self.taken = False
 
+    def _wait_for_silence(self, there: dict[str, Any], stop: threading.Event) -> None:
+        wait = seconds_until_stale(there)
+        give_up = time.monotonic() + wait  # whatever the other's clock says
+        if wait > 0:
+            print(f"{there['host']} wrote to {self.path.parent} lately: waiting up to {wait:.0f} s for its silence")
+        while (wait := min(give_up - time.monotonic(), seconds_until_stale(there))) > 0:
+            if stop.wait(min(wait, POLL_SECONDS)):
+                raise OSError(errno.EBUSY, "another machine may still be writing there", str(self.path.parent))
+            before, there = there, read_json(self.path) or there  # empty: read while it was being written
+            if there != before and seconds_until_stale(there) > 0:
+                raise BlockingIOError(
+                    f"{there.get('host')} is training this run and writes to {self.path.parent}: stop it there first, or "
+                    "take another run name"
+                )
+
 
 def seconds_until_stale(writer: dict[str, Any]) -> float:
     """How long a writer's silence must still be waited for; 0 when it ended well or its process is known to be gone."""
@@ -91,7 +95,7 @@ def seconds_until_stale(writer: dict[str, Any]) -> float:
         return 0.0
     if writer.get("host") == socket.gethostname() and (writer["pid"] == os.getpid() or not is_alive(writer["pid"])):
         return 0.0
-    return min(STALE_SECONDS, STALE_SECONDS - (time.time() - writer["time"]))  # whatever the other's clock says
+    return min(STALE_SECONDS, STALE_SECONDS - (time.time() - writer["time"]))
 
 
 def is_alive(pid: int) -> bool:

@@ -1,0 +1,456 @@
+"""A second copy on a disk that may come and go: at every instant one whole checkpoint is there, and training never waits."""
+
+import errno
+import os
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import faults
+import micro
+import pytest
+import torch
+
+from tinystories_lab import mirror, session
+from tinystories_lab.checkpoint import MIRROR_SLOTS, load_checkpoint
+from tinystories_lab.copies import copy_in_place, read_json, read_manifest, sha256_of, write_json
+from tinystories_lab.mirror import DATA_FILES, RUN_FILES, SLOTS, Mirror
+from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.runlog import append_row, read_log
+from tinystories_lab.state import TrainState
+from tinystories_lab.trainer import train
+
+MODEL = replace(micro.MODEL, n_layer=1, d_model=16)
+CONFIG = TrainConfig(batch_size=2, seq_len=8, total_steps=1_000, warmup_steps=1)
+
+
+class Machine:
+    """A run's folder, its data, and a disk for the mirror, without training: checkpoints of any step are saved at will."""
+
+    def __init__(self, root: Path, data_dir: Path) -> None:
+        self.run_dir, self.data_dir, self.root = root / "runs" / "r", data_dir, root / "disk" / "lab"
+        self.root.parent.mkdir(parents=True)
+        self.mirror_dir = self.root / "runs" / "r"
+        self.state = TrainState.new(MODEL, CONFIG, "t" * 64, "d" * 64, torch.device("cpu"), torch.float32)
+
+    def save(self, step: int) -> None:
+        append_row(self.run_dir / "loss.jsonl", {"step": step}) if self.run_dir.exists() else None
+        self.state.step = step
+        self.state.save(self.run_dir / "last.pt")
+        if not (self.run_dir / "loss.jsonl").exists():
+            append_row(self.run_dir / "loss.jsonl", {"step": step})
+
+    def mirror(self) -> Mirror:
+        return Mirror(self.run_dir, self.data_dir, self.root)
+
+    def copy(self) -> Mirror:
+        with self.mirror() as copy:
+            pass
+        return copy
+
+    def slots(self) -> dict[str, int]:
+        """The step of each slot that verifies."""
+        steps = {}
+        for slot in MIRROR_SLOTS:
+            try:
+                steps[slot] = load_checkpoint(self.mirror_dir / slot)["step"]
+            except (FileNotFoundError, ValueError):
+                continue
+        return steps
+
+    def lose(self) -> None:
+        shutil.rmtree(self.run_dir)
+
+
+@pytest.fixture
+def machine(tmp_path, data_dir):
+    return Machine(tmp_path, data_dir)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(mirror, "GIVE_UP_SECONDS", 0.1)
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
+
+
+# --- what is there
+
+
+def test_checkpoints_go_to_two_slots_in_turn_each_with_the_log_of_its_steps(machine):
+    for step in (10, 20, 30, 40, 50):
+        machine.save(step)
+        assert machine.copy().step == step
+        assert max(machine.slots().values()) == step
+    assert sorted(machine.slots().values()) == [40, 50]
+    for slot, step in machine.slots().items():
+        log = machine.mirror_dir / SLOTS[slot]
+        assert read_log(log)[-1]["step"] == step
+        entry = read_manifest(machine.mirror_dir)[slot]
+        assert entry == {
+            "step": step,
+            "size": (machine.mirror_dir / slot).stat().st_size,
+            "sha256": sha256_of(machine.mirror_dir / slot),
+        }
+
+
+def test_the_files_on_the_mirror_are_few_stay_few_and_below_three_checkpoints(machine):
+    for name in RUN_FILES:
+        (machine.run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (machine.run_dir / name).write_bytes(b"x" * 10)
+    machine.state.save_model(machine.run_dir / "final.pt")
+    for step in range(10, 210, 10):
+        machine.save(step)
+        machine.state.save(machine.run_dir / f"step_{step:05d}.pt")
+        machine.copy()
+    there = {path.name: path.stat().st_size for path in machine.mirror_dir.iterdir()}
+    assert set(there) <= {*RUN_FILES, *SLOTS, *SLOTS.values(), "manifest.json", "writer.json"}
+    assert sum(there.values()) < 3 * (machine.run_dir / "last.pt").stat().st_size
+    assert {path.name for path in (machine.root / "data" / machine.data_dir.name).iterdir()} == {
+        *DATA_FILES,
+        "manifest.json",
+    }
+
+
+def test_files_are_rewritten_in_place_and_never_deleted(machine, monkeypatch):
+    for step in (10, 20):
+        machine.save(step)
+        machine.copy()
+    before = {path: path.stat().st_ino for path in machine.root.rglob("*") if path.is_file()}
+
+    def forbidden(*_):
+        raise AssertionError("deleted or renamed on the mirror")
+
+    with monkeypatch.context() as patch:
+        machine.save(30)
+        for name in ("unlink", "rename", "replace", "remove"):
+            patch.setattr(os, name, forbidden)
+        machine.copy()
+    assert before == {path: path.stat().st_ino for path in machine.root.rglob("*") if path.is_file()}
+    assert max(machine.slots().values()) == 30
+
+
+def test_what_has_not_changed_is_not_written_again(machine):
+    machine.save(10)
+    machine.copy()
+    before = {path: path.stat().st_mtime_ns for path in machine.root.rglob("*") if path.name != "writer.json"}
+    machine.copy()
+    machine.copy()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1_000, None])
+def test_a_copy_that_is_cut_off_leaves_the_other_slot_whole(machine, monkeypatch, quick, cut):
+    for step in (10, 20):
+        machine.save(step)
+        machine.copy()
+
+    def cut_off(source, target):
+        if target.suffix != ".pt":
+            return copy_in_place(source, target)
+        target.write_bytes(source.read(cut))
+        raise OSError(errno.EIO, "Input/output error")
+
+    machine.save(30)
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "copy_in_place", cut_off)
+        with pytest.warns(UserWarning, match=r"was left behind: .*Input/output error"):
+            machine.copy()
+    assert machine.slots()[max(machine.slots(), key=machine.slots().get)] == (20 if cut is not None else 30)
+    machine.save(40)
+    assert machine.copy().step == 40
+    assert max(machine.slots().values()) == 40
+
+
+def test_a_copy_that_does_not_read_back_is_not_called_mirrored(machine, monkeypatch, quick):
+    machine.save(10)
+    machine.copy()
+
+    def flip(source, target):
+        entry = copy_in_place(source, target)
+        if target.name in SLOTS:
+            content = bytearray(target.read_bytes())
+            content[len(content) // 2] ^= 255
+            target.write_bytes(content)
+        return entry
+
+    machine.save(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "copy_in_place", flip)
+        with pytest.warns(UserWarning, match="left behind"):
+            assert machine.copy().step is None
+    assert machine.slots() == {"last.0.pt": 10}
+    assert machine.copy().step == 20
+
+
+@pytest.mark.parametrize("slot", MIRROR_SLOTS)
+def test_a_removed_slot_leaves_the_other_and_is_filled_again(machine, slot):
+    for step in (10, 20):
+        machine.save(step)
+        machine.copy()
+    (machine.mirror_dir / slot).unlink()
+    machine.lose()
+    machine.mirror().fetch()
+    left = {"last.0.pt": 20, "last.1.pt": 10}[slot]
+    assert load_checkpoint(machine.run_dir / "last.pt")["step"] == left
+    machine.save(30)
+    machine.copy()
+    assert max(machine.slots().values()) == 30 and len(machine.slots()) == 2
+
+
+def test_a_torn_manifest_costs_no_checkpoint(machine):
+    for step in (10, 20):
+        machine.save(step)
+        machine.copy()
+    (machine.mirror_dir / "manifest.json").write_text('{"last.0.pt": {"st')
+    machine.save(30)
+    machine.copy()
+    assert sorted(machine.slots().values()) == [20, 30]
+
+
+# --- what comes back
+
+
+def test_everything_comes_back_to_a_new_machine(machine, tmp_path):
+    machine.save(10)
+    for name in RUN_FILES:
+        (machine.run_dir / name).write_bytes(name.encode())
+    machine.copy()
+    before = {path.name: path.read_bytes() for path in machine.run_dir.iterdir()}
+    data = {name: (machine.data_dir / name).read_bytes() for name in DATA_FILES}
+    machine.lose()
+    machine.data_dir = tmp_path / "elsewhere" / machine.data_dir.name
+    assert machine.mirror().fetch()
+    assert {path.name: path.read_bytes() for path in machine.run_dir.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in machine.data_dir.iterdir()} == data
+
+
+def test_a_newer_local_run_is_not_overwritten(machine):
+    machine.save(10)
+    machine.copy()
+    machine.save(20)
+    log = (machine.run_dir / "loss.jsonl").read_bytes()
+    assert not machine.mirror().fetch()
+    assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 20
+    assert (machine.run_dir / "loss.jsonl").read_bytes() == log
+
+
+def test_an_older_local_run_gives_way_with_its_log(machine, tmp_path):
+    machine.save(10)
+    shutil.copytree(machine.run_dir, tmp_path / "older")
+    machine.save(20)
+    machine.copy()
+    machine.lose()
+    shutil.copytree(tmp_path / "older", machine.run_dir)
+    assert machine.mirror().fetch()
+    assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 20
+    assert [row["step"] for row in read_log(machine.run_dir / "loss.jsonl")] == [10, 20]
+
+
+def test_a_damaged_local_run_comes_back_from_the_mirror(machine):
+    machine.save(10)
+    machine.copy()
+    (machine.run_dir / "last.pt").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="skipped"):
+        assert machine.mirror().fetch()
+    assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 10
+
+
+def test_when_no_checkpoint_on_the_mirror_verifies_nothing_starts_anew(machine):
+    machine.save(10)
+    machine.copy()
+    (machine.mirror_dir / "last.0.pt").write_bytes(b"torn")
+    machine.lose()
+    with pytest.raises(ValueError, match=r"none of .*last\.0\.pt"), pytest.warns(UserWarning, match="skipped"):
+        machine.mirror().fetch()
+
+
+def test_fetching_from_an_empty_disk_brings_nothing_and_from_a_missing_one_is_an_error(machine):
+    assert not machine.mirror().fetch()
+    assert not machine.run_dir.exists()
+    machine.root.parent.rmdir()
+    with pytest.raises(FileNotFoundError, match="that disk is not there: mount it again"):
+        machine.mirror().fetch()
+
+
+# --- a disk that fails
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.ENOSPC, errno.EDQUOT])
+def test_a_failing_disk_is_said_and_tried_again(machine, monkeypatch, quick, number):
+    failing = threading.Event()
+    failing.set()
+
+    def fail(source, target):
+        if failing.is_set():
+            raise OSError(number, os.strerror(number))
+        return copy_in_place(source, target)
+
+    monkeypatch.setattr(mirror, "copy_in_place", fail)
+    machine.save(10)
+    with machine.mirror() as copy:
+        until(lambda: copy.trouble)
+        assert os.strerror(number) in str(copy) and "not mirrored yet" in str(copy)
+        failing.clear()
+        until(lambda: copy.step == 10)
+        until(lambda: copy.trouble is None)
+    assert str(copy) == "mirrored to step 10"
+
+
+def test_retries_come_ever_more_slowly(machine, monkeypatch):
+    waits = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            if len(waits) == 9:
+                self.set()
+            return self.is_set()
+
+    copy = machine.mirror()
+    copy._closing = Closing()
+    monkeypatch.setattr(mirror, "GIVE_UP_SECONDS", 0)
+    machine.root.parent.rmdir()
+    copy._work()
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+
+
+def test_a_disk_that_goes_and_returns_is_filled_again_and_no_folder_is_made_where_it_was(machine, quick):
+    disk, away = machine.root.parent, machine.root.parent.with_name("away")
+    machine.save(10)
+    with machine.mirror() as copy:
+        until(lambda: copy.step == 10)
+        disk.rename(away)
+        machine.save(20)
+        copy.update()
+        until(lambda: copy.trouble)
+        until(lambda: "that disk is not there" in str(copy))  # the first error may be that of a copy under way
+        assert str(copy).startswith("mirrored to step 10")
+        assert not disk.exists()
+        away.rename(disk)
+        until(lambda: copy.step == 20)
+    assert max(machine.slots().values()) == 20
+
+
+def test_a_disk_that_returns_empty_is_filled_again(machine, quick):
+    machine.save(10)
+    with machine.mirror() as copy:
+        until(lambda: copy.step == 10 and read_manifest(copy.data_mirror_dir).keys() == set(DATA_FILES))
+        shutil.rmtree(machine.root)
+        copy.update()
+        until(lambda: machine.slots())
+    assert {path.name for path in copy.data_mirror_dir.iterdir()} >= set(DATA_FILES)
+
+
+def test_a_disk_that_is_missing_at_the_start_stops_nothing(machine, quick):
+    machine.root.parent.rmdir()
+    machine.save(10)
+    with machine.mirror() as copy:
+        assert "that disk is not there" in copy.trouble
+        machine.root.parent.mkdir()
+        until(lambda: copy.step == 10)
+
+
+def test_training_does_not_wait_for_a_slow_disk(tmp_path, data_dir, train_config, monkeypatch):
+    release = threading.Event()
+
+    def hang(source, target):
+        release.wait(60)
+        return copy_in_place(source, target)
+
+    monkeypatch.setattr(mirror, "copy_in_place", hang)
+    (tmp_path / "disk").mkdir()
+    rows = train(
+        tmp_path / "runs" / "r", data_dir, micro.MODEL, train_config, "cpu", mirror_root=tmp_path / "disk" / "lab"
+    )
+    seen = []
+    for row in rows:
+        seen.append(row["mirrored_step"])
+        if row["step"] == train_config.total_steps:
+            release.set()  # all steps were done while the first copy hung
+    assert seen == [None] * 5
+    assert load_checkpoint(tmp_path / "disk" / "lab" / "runs" / "r" / "last.0.pt")["step"] == 12
+
+
+def test_a_full_pass_is_made_at_the_end_with_what_came_last(machine):
+    with machine.mirror():
+        machine.save(10)  # nobody said so with update()
+    assert machine.slots() == {"last.0.pt": 10}
+
+
+# --- two machines
+
+
+def another_machine(machine):
+    machine.mirror_dir.mkdir(parents=True, exist_ok=True)
+    alive = {"host": "elsewhere", "pid": 1, "session": "x", "time": time.time()}
+    write_json(machine.mirror_dir / "writer.json", alive)
+
+
+def test_a_machine_that_lives_keeps_the_mirror(machine, monkeypatch):
+    monkeypatch.setattr(session, "POLL_SECONDS", 0.05)
+    another_machine(machine)
+    threading.Timer(0.2, another_machine, (machine,)).start()
+    with pytest.raises(BlockingIOError, match="elsewhere is training this run"), machine.mirror():
+        pass
+
+
+def test_a_machine_whose_mirror_was_taken_over_stops_copying_and_says_so(machine, quick):
+    machine.save(10)
+    with pytest.warns(UserWarning, match="elsewhere took over"), machine.mirror() as copy:
+        until(lambda: copy.step == 10)
+        another_machine(machine)
+        machine.save(20)
+        copy.update()
+        until(lambda: copy.trouble)
+    assert machine.slots() == {"last.0.pt": 10}
+    assert read_json(machine.mirror_dir / "writer.json")["host"] == "elsewhere"
+
+
+def test_an_ended_session_lets_the_next_machine_in_at_once(machine, monkeypatch, capsys):
+    machine.save(10)
+    machine.copy()
+    monkeypatch.setattr(session.socket, "gethostname", lambda: "elsewhere")
+    machine.save(20)
+    assert machine.copy().step == 20 and "waiting" not in capsys.readouterr().out
+
+
+# --- a whole run
+
+
+def test_over_a_book_long_run_the_mirror_keeps_its_files_and_its_size(machine):
+    """Saves as the chapter's run makes them: every 500 of 12,207 steps, and at the end."""
+    sizes = []
+    with machine.mirror() as copy:
+        for step in (*range(500, 12_207, 500), 12_207):
+            machine.save(step)
+            copy.update()
+            until(lambda step=step: copy.step == step)
+            sizes.append(sum(path.stat().st_size for path in machine.mirror_dir.iterdir()))
+    assert len(sizes) == 25 and sorted(machine.slots().values()) == [12_000, 12_207]
+    assert max(sizes) < 3 * (machine.run_dir / "last.pt").stat().st_size
+
+
+def test_resuming_from_the_mirror_equals_the_uninterrupted_run(tmp_path, data_dir, train_config):
+    def steps(run_dir, until=99, **mirrored):
+        for row in train(run_dir, data_dir, micro.MODEL, train_config, "cpu", **mirrored):
+            if row["step"] >= until:
+                break
+
+    (tmp_path / "disk").mkdir()
+    root = tmp_path / "disk" / "lab"
+    steps(tmp_path / "whole")
+    steps(tmp_path / "runs" / "r", 6, mirror_root=root)
+    shutil.rmtree(tmp_path / "runs")
+    steps(tmp_path / "runs" / "r", mirror_root=root)
+    one, other = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "runs/r"))
+    assert all(faults.same(one[key], other[key]) for key in ("step", "model", "optimizer"))
+    assert faults.log_of(tmp_path / "whole") == faults.log_of(tmp_path / "runs" / "r")
