@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 
 import micro
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.trainer import train
 
 # Notebooks run in kernels of their own, which inherit this: the smallest preset, in a folder that goes afterwards.
 WORKSPACE = tempfile.mkdtemp(prefix="tinystories_lab_tests_")
@@ -65,3 +67,29 @@ def train_config():
         save_every=4,
         keep_every=5,
     )
+
+
+@pytest.fixture(scope="session")
+def run(data_dir, model_config, train_config):
+    """`run(folder, log_every=1)` gives the iterator of a micro run with such changes to its choices."""
+
+    def start(run_dir, dtype=None, **changes):
+        mirrored = {"mirror_root": changes.pop("mirror_root")} if "mirror_root" in changes else {}
+        return train(run_dir, data_dir, model_config, replace(train_config, **changes), "cpu", dtype, **mirrored)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(run, tmp_path_factory):
+    """A finished micro run with such changes to its choices; each is made once, so leave it as it is."""
+    made = {}
+
+    def finished(**changes):
+        key = str(changes)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("uninterrupted")
+            list(run(made[key], **changes))
+        return made[key]
+
+    return finished

@@ -33,7 +33,6 @@ import micro
 from tinystories_lab import copies, files, mirror
 from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import read_log
 from tinystories_lab.trainer import train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # sums go by thread
@@ -53,7 +52,6 @@ CONFIG = TrainConfig(
     keep_every=16,
 )
 MODEL = replace(micro.MODEL, n_layer=1, d_model=16)
-CHANGING = {"tokens_per_second", "seconds", "eta_seconds", "resumed_from", "mirrored_step"}
 
 
 # --- what happens in a process
@@ -208,14 +206,14 @@ class Run:
 
     def count_lost(self) -> None:
         """How far the log got beyond the checkpoint that the next session goes on from."""
-        rows = log_of(self.run_dir)
+        rows = micro.log_of(self.run_dir)
         with warnings.catch_warnings(action="ignore"):
             newest = latest_checkpoint(self.run_dir)
             self.lost = max(self.lost, (rows[-1]["step"] if rows else 0) - (step_of(newest) if newest else 0))
 
     def lose_the_machine(self) -> None:
         """What is left is what the mirror has."""
-        rows = log_of(self.run_dir)
+        rows = micro.log_of(self.run_dir)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         newest = latest_checkpoint(self.run_dir, self.mirror_dir)
         self.lost = max(self.lost, (rows[-1]["step"] if rows else 0) - (step_of(newest) if newest else 0))
@@ -224,34 +222,11 @@ class Run:
         """Resume until the end; returns whether the run equals the uninterrupted one."""
         code = self.go()
         assert code == 0, f"{self.name} ended with {code}: {self.run_dir.with_suffix('.log').read_text()[-2_000:]}"
-        whole = self.lab.whole
-        equal = same(log_of(self.run_dir), log_of(whole.run_dir))
-        for name, keys in (
-            ("last.pt", {"step", "model", "optimizer", "scaler", "skipped_updates"}),
-            ("final.pt", {"step", "model"}),
-        ):
-            one, other = (load_checkpoint(run.run_dir / name, keys) for run in (self, whole))
-            equal &= all(same(one[key], other[key]) for key in keys)
-        return equal
+        return not micro.differences(self.run_dir, self.lab.whole.run_dir)
 
 
 def step_of(path: Path) -> int:
     return load_checkpoint(path)["step"]
-
-
-def log_of(run_dir: Path) -> list[dict[str, Any]]:
-    with warnings.catch_warnings(action="ignore"):
-        rows = read_log(run_dir / "loss.jsonl")
-    return [{key: value for key, value in row.items() if key not in CHANGING} for row in rows]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal to the last bit, through dicts and lists."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @dataclass

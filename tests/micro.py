@@ -1,11 +1,18 @@
 """A corpus and a run so small that training takes a second, for tests and for the fault harness."""
 
+import warnings
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.model import GPTConfig
+from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.tokenizer import save_tokenizer, train_tokenizer, write_bin
 
+OF_THE_SESSION = {"tokens_per_second", "seconds", "eta_seconds", "resumed_from", "mirrored_step"}
 MODEL = GPTConfig(vocab_size=300, n_layer=2, n_head=2, d_model=32, max_len=16)
 
 
@@ -25,3 +32,29 @@ def make_data(folder: Path) -> None:
     save_tokenizer(tokenizer, folder / "tokenizer.json")
     write_bin(folder / "train.bin", stories[:120], tokenizer, source="made up")
     write_bin(folder / "val.bin", stories[120:], tokenizer, source="made up")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def log_of(run_dir: Path) -> list[Row]:
+    """The rows of a run without what depends on the clock and on where sessions ended."""
+    with warnings.catch_warnings(action="ignore"):
+        rows = read_log(run_dir / "loss.jsonl")
+    return [{key: value for key, value in row.items() if key not in OF_THE_SESSION} for row in rows]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Where two finished runs are not equal to the last bit."""
+    found = [] if log_of(one) == log_of(other) else ["loss.jsonl"]
+    kept = ("step", "model", "optimizer", "scaler", "skipped_updates", "tokenizer_sha256", "data_sha256")
+    for name, keys in (("last.pt", kept), ("final.pt", ("step", "model"))):
+        first, second = (load_checkpoint(folder / name, set(keys)) for folder in (one, other))
+        found += [f"{key} in {name}" for key in keys if not same(first[key], second[key])]
+    return found

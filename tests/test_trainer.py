@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,75 +17,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from micro import differences, log_of, same
 
 import tinystories_lab
-from tinystories_lab import step, trainer
+from tinystories_lab import recipe, step, trainer
 from tinystories_lab.checkpoint import load_checkpoint, load_model
-from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.runlog import append_row, read_log, read_rows
 from tinystories_lab.state import TrainState
-from tinystories_lab.step import take_step
-from tinystories_lab.tokenizer import save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
+from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.trainer import evaluate, train
 
-TIMING = {"tokens_per_second", "seconds", "eta_seconds"}
-ROW_KEYS = {"step", "train_loss", "lr", "grad_norm", "tokens", "skipped_updates", "loss_scale"} | TIMING
+ROW_KEYS = {"step", "train_loss", "lr", "grad_norm", "tokens", "skipped_updates", "loss_scale"}
+ROW_KEYS |= {"tokens_per_second", "seconds", "eta_seconds"}
 PACKAGE_HOME = str(Path(tinystories_lab.__file__).parents[1])
-
-
-def same(one, other):
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def untimed(rows):
-    return [{key: value for key, value in row.items() if key not in TIMING | {"resumed_from"}} for row in rows]
-
-
-def assert_same_run(one, other):
-    """Bit for bit: weights, optimizer, scaler and log, in last.pt and final.pt; only the clock may differ."""
-    assert untimed(read_log(one / "loss.jsonl")) == untimed(read_log(other / "loss.jsonl"))
-    one_last, other_last = load_checkpoint(one / "last.pt"), load_checkpoint(other / "last.pt")
-    for key in ("step", "model", "optimizer", "scaler", "skipped_updates", "tokenizer_sha256", "data_sha256"):
-        assert same(one_last[key], other_last[key]), key
-    assert same(load_checkpoint(one / "final.pt", {"model"}), load_checkpoint(other / "final.pt", {"model"}))
 
 
 def contents(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def run(data_dir, model_config, train_config):
-    """`run(folder, log_every=1)` gives the iterator of a micro run with such changes to its choices."""
-
-    def start(run_dir, dtype=None, **changes):
-        return train(run_dir, data_dir, model_config, replace(train_config, **changes), "cpu", dtype)
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(run, tmp_path_factory):
-    """A finished micro run with a row at every `log_every` steps; made once, so leave it as it is."""
-    made = {}
-
-    def finished(**changes):
-        key = str(changes)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("uninterrupted")
-            list(run(made[key], **changes))
-        return made[key]
-
-    return finished
 
 
 class StoppedError(Exception):
@@ -129,7 +81,7 @@ def test_resumed_run_equals_uninterrupted_run(run, uninterrupted, tmp_path, stop
     spoil_other_random_states()
     rows = list(run(tmp_path, log_every=1))
     assert [row["step"] for row in rows] == list(range(stop + 1, 13))
-    assert_same_run(tmp_path, uninterrupted(log_every=1))
+    assert not differences(tmp_path, uninterrupted(log_every=1))
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 9, 12])
@@ -141,7 +93,7 @@ def test_an_exception_in_the_callers_loop_loses_nothing(run, uninterrupted, tmp_
     assert load_checkpoint(tmp_path / "last.pt")["step"] == stop
     spoil_other_random_states()
     list(run(tmp_path))
-    assert_same_run(tmp_path, uninterrupted())
+    assert not differences(tmp_path, uninterrupted())
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 6, 8, 11, 12])
@@ -155,7 +107,7 @@ def test_an_exception_inside_a_step_goes_back_to_the_last_save(run, uninterrupte
     assert not saved or load_checkpoint(tmp_path / "last.pt")["step"] == saved
     spoil_other_random_states()
     list(run(tmp_path))
-    assert_same_run(tmp_path, uninterrupted())
+    assert not differences(tmp_path, uninterrupted())
 
 
 @pytest.mark.parametrize("stop", range(1, 13))
@@ -166,7 +118,7 @@ def test_ctrl_c_inside_a_step_ends_that_step_whole(run, uninterrupted, tmp_path,
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last.pt")["step"] == stop
     list(run(tmp_path))
-    assert_same_run(tmp_path, uninterrupted())
+    assert not differences(tmp_path, uninterrupted())
 
 
 def test_a_second_ctrl_c_inside_a_step_leaves_the_last_save(run, uninterrupted, tmp_path, monkeypatch):
@@ -176,7 +128,7 @@ def test_a_second_ctrl_c_inside_a_step_leaves_the_last_save(run, uninterrupted, 
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
     list(run(tmp_path))
-    assert_same_run(tmp_path, uninterrupted())
+    assert not differences(tmp_path, uninterrupted())
 
 
 def test_a_run_stopped_again_and_again_equals_uninterrupted_run(run, uninterrupted, tmp_path):
@@ -186,7 +138,7 @@ def test_a_run_stopped_again_and_again_equals_uninterrupted_run(run, uninterrupt
             spoil_other_random_states()
         sessions += 1
     assert sessions > 5
-    assert_same_run(tmp_path, uninterrupted(log_every=1))
+    assert not differences(tmp_path, uninterrupted(log_every=1))
 
 
 def test_micro_batches_and_shuffled_windows_resume_too(run, uninterrupted, tmp_path):
@@ -195,7 +147,7 @@ def test_micro_batches_and_shuffled_windows_resume_too(run, uninterrupted, tmp_p
         if row["step"] == 7:
             break
     list(run(tmp_path, **changes))
-    assert_same_run(tmp_path, uninterrupted(**changes))
+    assert not differences(tmp_path, uninterrupted(**changes))
 
 
 def test_a_float16_run_resumes_with_its_loss_scale(run, uninterrupted, tmp_path, monkeypatch):
@@ -204,7 +156,7 @@ def test_a_float16_run_resumes_with_its_loss_scale(run, uninterrupted, tmp_path,
         if row["step"] == 7:
             break
     list(run(tmp_path, torch.float16, log_every=1))
-    assert_same_run(tmp_path, uninterrupted(dtype=torch.float16, log_every=1))
+    assert not differences(tmp_path, uninterrupted(dtype=torch.float16, log_every=1))
     assert load_checkpoint(tmp_path / "last.pt")["scaler"]["scale"] > 2**16
 
 
@@ -243,7 +195,7 @@ def test_a_process_stopped_by_ctrl_c_resumes_as_uninterrupted(data_dir, model_co
     rows = list(train(tmp_path / "stopped", data_dir, model_config, config, "cpu"))
     assert rows[0]["step"] == written + 1, "a row that was not yet written comes first"
     list(train(tmp_path / "whole", data_dir, model_config, config, "cpu"))
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    assert not differences(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_resuming_restores_torchs_random_state(run, tmp_path):
@@ -263,7 +215,192 @@ def test_a_damaged_last_pt_costs_the_steps_since_the_newest_kept_one(run, uninte
     with pytest.warns(UserWarning, match=r"skipped: .*last\.pt is damaged"):
         rows = list(run(tmp_path, log_every=1))
     assert [row["step"] for row in rows] == [11, 12]
-    assert_same_run(tmp_path, uninterrupted(log_every=1))
+    assert not differences(tmp_path, uninterrupted(log_every=1))
+
+
+# --- saving
+
+
+def test_it_is_saved_before_it_is_evaluated_and_the_row_is_not_lost(run, uninterrupted, tmp_path, monkeypatch):
+    def crash(*_):
+        assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", crash)
+        with pytest.raises(StoppedError):
+            list(run(tmp_path))
+    assert [row["step"] for row in read_log(tmp_path / "loss.jsonl")] == [1, 3]
+    rows = list(run(tmp_path))
+    assert [(row["step"], "val_loss" in row) for row in rows] == [(6, True), (9, False), (12, True)]
+    assert not differences(tmp_path, uninterrupted())
+
+
+def test_a_run_lost_in_its_last_evaluation_ends_with_its_last_row(run, uninterrupted, tmp_path, monkeypatch):
+    def crash(*_):
+        if load_checkpoint(tmp_path / "last.pt")["step"] == 12:
+            raise StoppedError
+        return evaluate(*_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", crash)
+        with pytest.raises(StoppedError):
+            list(run(tmp_path))
+    assert [row["step"] for row in run(tmp_path)] == [12]
+    assert not differences(tmp_path, uninterrupted())
+
+
+def saved_steps(monkeypatch, run, *arguments, **changes):
+    """The steps at which last.pt was saved."""
+    steps, save = [], TrainState.save
+
+    def count(state, path, **options):
+        if path.name == "last.pt":
+            steps.append(state.step)
+        save(state, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainState, "save", count)
+        list(run(*arguments, **changes))
+    return steps
+
+
+def test_last_pt_is_saved_every_so_many_steps_and_before_each_evaluation(run, tmp_path, monkeypatch):
+    assert saved_steps(monkeypatch, run, tmp_path) == [4, 6, 8, 12]
+
+
+def test_last_pt_is_saved_when_minutes_have_passed(run, tmp_path, monkeypatch):
+    ticks = itertools.count(step=25.0)  # seconds between two looks at the clock
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(ticks))
+    often = saved_steps(monkeypatch, run, tmp_path, save_every=12, eval_every=12, save_minutes=1.0)
+    assert often[0] in (2, 3) and len(often) >= 4 and often[-1] == 12
+
+
+def fill_the_disk_for(path):
+    """The next save of `path` meets a full disk: what is written beside it goes to /dev/full."""
+    path.with_name(path.name + ".partial").symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_save_that_meets_a_full_disk_warns_and_training_goes_on(run, uninterrupted, tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"last\.pt could not be saved .*No space left.*what was there is kept"
+    ) as warned:
+        for row in run(tmp_path, log_every=1):
+            if row["step"] == 5:
+                kept = (tmp_path / "last.pt").read_bytes()
+                fill_the_disk_for(tmp_path / "last.pt")
+            if row["step"] == 7:
+                assert (tmp_path / "last.pt").read_bytes() == kept, "the last good file stays"
+    assert len(warned) == 1
+    assert not differences(tmp_path, uninterrupted(log_every=1))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_when_the_last_save_fails_too_the_run_goes_on_from_the_one_before(run, uninterrupted, tmp_path):
+    with pytest.warns(UserWarning, match=r"last\.pt could not be saved"):
+        for row in run(tmp_path, log_every=1):
+            if row["step"] == 7:
+                fill_the_disk_for(tmp_path / "last.pt")
+                break
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
+    list(run(tmp_path, log_every=1))
+    assert not differences(tmp_path, uninterrupted(log_every=1))
+
+
+def test_a_final_pt_that_cannot_be_written_is_an_error_and_the_next_call_writes_it(
+    run, uninterrupted, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "final.pt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainState, "save_model", refuse)
+        with pytest.raises(PermissionError), pytest.warns(UserWarning, match=r"final\.pt could not be saved"):
+            list(run(tmp_path))
+    assert list(run(tmp_path)) == []
+    assert not differences(tmp_path, uninterrupted())
+
+
+def test_an_older_final_pt_is_replaced_though_the_last_step_could_not_write_it(
+    run, uninterrupted, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    list(run(tmp_path, total_steps=6))
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainState, "save_model", refuse)
+        with pytest.raises(OSError, match="No space"), pytest.warns(UserWarning):
+            list(run(tmp_path))
+    assert load_checkpoint(tmp_path / "final.pt", {"step"})["step"] == 6
+    list(run(tmp_path))
+    assert load_checkpoint(tmp_path / "final.pt", {"step"})["step"] == 12
+
+
+def test_rows_that_cannot_be_written_wait_for_the_disk(run, uninterrupted, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.warns(UserWarning, match=r"loss\.jsonl could not be written .*its rows wait, and training goes on"):
+        for row in run(tmp_path):
+            if row["step"] == 1:
+                monkeypatch.setattr(trainer, "append_row", refuse)
+            if row["step"] == 6:
+                assert [row["step"] for row in read_log(tmp_path / "loss.jsonl")] == [1]
+                monkeypatch.undo()
+    assert not differences(tmp_path, uninterrupted())
+
+
+def test_a_loop_held_open_keeps_others_out_until_it_is_closed(run, uninterrupted, tmp_path):
+    held = run(tmp_path)
+    next(held)
+    with pytest.raises(BlockingIOError, match="another session is training"):
+        next(run(tmp_path))
+    held.close()
+    list(run(tmp_path))
+    assert not differences(tmp_path, uninterrupted())
+
+
+# --- coming back
+
+
+@pytest.mark.parametrize(("stop", "lost"), [(5, "0 steps"), (6, "2 steps"), (8, "4 steps")])
+def test_a_resumed_run_says_where_it_goes_on_and_what_is_lost_at_most(run, tmp_path, capsys, monkeypatch, stop, lost):
+    """At 6 and 8 it was saved as every so often, at 5 because the loop was left: then nothing can be lost."""
+    for row in run(tmp_path, log_every=1):
+        if row["step"] == stop:
+            break
+    assert "resumed" not in capsys.readouterr().out
+    later = time.time() + 180
+    monkeypatch.setattr(time, "time", lambda: later)
+    list(run(tmp_path, log_every=1))
+    assert f"resumed at step {stop}, saved 3 minutes ago, {lost} lost at most\n" in capsys.readouterr().out
+
+
+def test_steps_that_the_log_knows_were_lost_are_counted(run, tmp_path, capsys, monkeypatch):
+    with pytest.warns(UserWarning), monkeypatch.context() as patch:
+        for row in run(tmp_path, log_every=1):
+            if row["step"] == 5:
+                patch.setattr(TrainState, "save", lambda *_, **__: throw_os_error())
+            if row["step"] == 11:
+                break
+    list(run(tmp_path, log_every=1))
+    # step_00005.pt was the last file that could be written
+    assert "resumed at step 5, saved 0 minutes ago, 6 steps lost at most\n" in capsys.readouterr().out
+
+
+def throw_os_error():
+    raise OSError(28, "No space left on device")
+
+
+def test_the_first_row_of_each_later_session_says_from_where(run, tmp_path):
+    for stop in (3, 9, 99):
+        for row in run(tmp_path):
+            if row["step"] == stop:
+                break
+    rows = read_log(tmp_path / "loss.jsonl")
+    assert [(row["step"], row["resumed_from"]) for row in rows if "resumed_from" in row] == [(6, 3), (12, 9)]
 
 
 # --- what a run leaves behind
@@ -351,7 +488,7 @@ def test_a_lost_final_pt_is_written_again(run, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
     (tmp_path / "final.pt").unlink()
     assert list(run(tmp_path)) == []
-    assert_same_run(tmp_path, uninterrupted())
+    assert not differences(tmp_path, uninterrupted())
 
 
 @pytest.mark.parametrize("stop", [None, 15, 18, 20])
@@ -369,7 +506,7 @@ def test_more_total_steps_go_on_and_end_in_a_new_final_pt(run, uninterrupted, tm
 def test_fewer_total_steps_than_were_run_leave_the_run_alone(run, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
     assert list(run(tmp_path, total_steps=6)) == []
-    assert_same_run(tmp_path, uninterrupted())
+    assert not differences(tmp_path, uninterrupted())
 
 
 def test_micro_batches_change_memory_not_the_result(uninterrupted):
@@ -388,80 +525,6 @@ def test_micro_batches_change_memory_not_the_result(uninterrupted):
 def test_another_seed_is_another_run(uninterrupted):
     one, other = (load_model(uninterrupted(**seed) / "final.pt") for seed in ({}, {"seed": 1}))
     assert not torch.equal(one.tok_emb.weight, other.tok_emb.weight)
-
-
-# --- one step
-
-
-def a_step(model_config, train_config, dtype=torch.float32, **changes):
-    state = TrainState.new(model_config, replace(train_config, **changes), "", "", torch.device("cpu"), dtype)
-    ids = torch.randint(300, (4, 17), generator=torch.Generator().manual_seed(0))
-    return state, (ids[:, :-1], ids[:, 1:])
-
-
-def test_a_step_is_one_clipped_adamw_update(model_config, train_config):
-    state, (x, y) = a_step(model_config, train_config, clip_norm=0.01)
-    expected = GPTMini(model_config)
-    expected.load_state_dict(state.model.state_dict())
-    _, loss = expected(x, y)
-    loss.backward()
-    norm = torch.sqrt(sum((p.grad**2).sum() for p in expected.parameters()))
-    assert norm > 0.01, "else nothing would be clipped"
-    rate = lr_at(0, state.config)
-    with torch.no_grad():
-        for p in expected.parameters():
-            gradient = p.grad * 0.01 / (norm + 1e-6)
-            decay = 0.1 if p.ndim == 2 and p is not expected.tok_emb.weight else 0.0
-            # after one step both of Adam's means are the gradient and its square, once corrected
-            p -= rate * (gradient / (gradient.abs() + 1e-8) + decay * p)
-    mean_loss, grad_norm = take_step(state, (x, y), torch.float32)
-    assert (mean_loss.item(), grad_norm.item()) == pytest.approx((loss.item(), norm.item()))
-    assert (state.step, state.skipped_updates) == (1, 0)
-    for (name, moved), p in zip(state.model.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(moved, p, atol=1e-6, rtol=0, msg=name)
-    assert all(p.grad is None for p in state.model.parameters()), "gradients are cleared for the next step"
-
-
-def test_weights_stay_float32_in_every_precision(model_config, train_config):
-    moved = []
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        state, batch = a_step(model_config, train_config, dtype)
-        loss, *_ = take_step(state, batch, dtype)
-        assert {p.dtype for p in state.model.parameters()} == {torch.float32}
-        assert state.scaler.is_enabled() == (dtype is torch.float16)
-        moved.append(loss.item())
-    assert moved[0] == pytest.approx(moved[1], abs=0.02) == pytest.approx(moved[2], abs=0.02)
-    assert moved[0] != moved[1], "bfloat16 was not used"
-
-
-def test_an_overflow_is_retried_at_a_lower_scale_with_the_same_step(model_config, train_config):
-    state, batch = a_step(model_config, train_config, torch.float16)
-    state.step = 1
-    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
-    reference, _ = a_step(model_config, train_config, torch.float16)
-    reference.step = 1
-    loss, norm = take_step(state, batch, torch.float16)
-    skipped = state.skipped_updates
-    assert skipped > 0 and state.scaler.get_scale() == 2.0 ** (30 - skipped)
-    assert state.optimizer.param_groups[0]["lr"] == lr_at(1, state.config)
-    assert state.step == 2, "a step that was tried twice is one"
-    reference_loss, reference_norm = take_step(reference, batch, torch.float16)
-    assert reference.skipped_updates == 0
-    assert loss.item() == pytest.approx(reference_loss.item(), abs=1e-3)
-    assert norm.item() == pytest.approx(reference_norm.item(), rel=0.02)
-    for moved, expected in zip(state.model.parameters(), reference.model.parameters(), strict=True):
-        assert (moved - expected).abs().mean() < 0.1 * lr_at(1, state.config), "as one update, not none or two"
-    assert all(entry["step"] == 1 for entry in state.optimizer.state.values()), "Adam counted a skipped update"
-
-
-def test_gradients_that_overflow_at_every_scale_are_an_error(model_config, train_config):
-    state, batch = a_step(model_config, train_config, torch.float16)
-    with torch.no_grad():
-        state.model.norm.weight.fill_(torch.inf)
-    before = state.model.tok_emb.weight.clone()
-    with pytest.raises(FloatingPointError, match="step 1: the gradients overflow float16 at every loss scale"):
-        take_step(state, batch, torch.float16)
-    assert torch.equal(state.model.tok_emb.weight, before)
 
 
 def test_skipped_updates_are_counted_and_cost_neither_step_nor_learning_rate(run, tmp_path, train_config, monkeypatch):
@@ -602,9 +665,75 @@ def test_resuming_with_another_model_is_refused(
 ):
     shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=rf"last\.pt is of another run \({found}.*take another run name"):
-        next(train(tmp_path, data_dir, replace(model_config, **changes), replace(train_config, total_steps=20)))
+    with pytest.raises(ValueError, match=rf"last\.pt is of another run \({found}.*take another run name, or .*--fresh"):
+        train(tmp_path, data_dir, replace(model_config, **changes), replace(train_config, total_steps=20))
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"seed": 1}, "seed 0 there, 1 now"),
+        ({"peak_lr": 0.5}, "peak_lr 0.01 there, 0.5 now"),
+        ({"batch_size": 8}, "batch_size 4 there, 8 now"),
+        ({"seq_len": 8}, "seq_len 16 there, 8 now"),
+        ({"sampling": "shuffle"}, "sampling random there, shuffle now"),
+        ({"weight_decay": 0.0, "beta2": 0.99}, "weight_decay 0.1 there, 0.0 now; beta2 0.95 there, 0.99 now"),
+        ({"warmup_steps": 3}, "warmup_steps 2 there, 3 now"),
+        ({"clip_norm": 2.0}, "clip_norm 1.0 there, 2.0 now"),
+    ],
+    ids=str,
+)
+def test_resuming_with_another_seed_or_recipe_is_refused(run, uninterrupted, tmp_path, changes, found):
+    shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=rf"another run \({found}\)"):
+        run(tmp_path, total_steps=20, **changes)
+    assert contents(tmp_path) == before
+
+
+ALLOWED = {"micro_batches": 2, "total_steps": 24, "log_every": 1, "eval_every": 4, "eval_batches": 1, "save_every": 2}
+ALLOWED |= {"save_minutes": 9.0, "keep_every": 3}
+
+
+def test_what_a_resumed_run_may_change_is_all_else(train_config):
+    assert set(ALLOWED) == recipe.MAY_CHANGE
+
+
+@pytest.mark.parametrize("changes", [{name: value} for name, value in ALLOWED.items()], ids=str)
+def test_cadence_length_and_micro_batches_may_change_on_resume(run, tmp_path, changes):
+    for row in run(tmp_path):
+        if row["step"] == 6:
+            break
+    rows = list(run(tmp_path, **changes))
+    assert rows[0]["resumed_from"] == 6 and rows[-1]["step"] == changes.get("total_steps", 12)
+
+
+def test_another_split_of_the_same_batches_and_more_threads_go_on_closely(run, uninterrupted, tmp_path):
+    for row in run(tmp_path, micro_batches=1):
+        if row["step"] == 6:
+            break
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        list(run(tmp_path, micro_batches=4))
+    finally:
+        torch.set_num_threads(threads)
+    whole = load_model(uninterrupted() / "final.pt").state_dict()
+    for name, weights in load_model(tmp_path / "final.pt").state_dict().items():
+        torch.testing.assert_close(weights, whole[name], atol=2e-3, rtol=0)
+
+
+def test_resuming_with_other_data_is_refused(uninterrupted, stories, data_dir, model_config, train_config, tmp_path):
+    """As many stories and the same tokenizer: data made again must be the same to the byte."""
+    shutil.copytree(data_dir, tmp_path / "data")
+    tokenizer = load_tokenizer(data_dir / "tokenizer.json")
+    write_bin(tmp_path / "data" / "train.bin", [*stories[1:120], stories[0]], tokenizer)
+    shutil.copytree(uninterrupted(), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another run \(data \w{12} there, \w{12} now\)"):
+        train(tmp_path / "run", tmp_path / "data", model_config, replace(train_config, total_steps=20))
+    write_bin(tmp_path / "data" / "train.bin", stories[:120], tokenizer)
+    assert list(train(tmp_path / "run", tmp_path / "data", model_config, replace(train_config, total_steps=20)))
 
 
 def test_resuming_with_another_tokenizer_is_refused(
@@ -635,9 +764,18 @@ def test_a_torn_log_line_does_not_stop_a_resume(run, uninterrupted, tmp_path):
     with open(tmp_path / "loss.jsonl", "a") as file:
         file.write('{"step": 9, "train_l')
     list(run(tmp_path))
-    with pytest.warns(UserWarning, match="torn, skipped"):
-        log = untimed(read_log(tmp_path / "loss.jsonl"))
-    assert log == untimed(read_log(uninterrupted() / "loss.jsonl"))
+    assert log_of(tmp_path) == log_of(uninterrupted())
+
+
+@pytest.mark.parametrize("stop", [4, 6, 7])
+def test_a_last_row_torn_after_its_step_was_saved_is_written_again(run, uninterrupted, tmp_path, stop):
+    for row in run(tmp_path, log_every=1):
+        if row["step"] == stop:
+            break
+    log = tmp_path / "loss.jsonl"
+    log.write_bytes(log.read_bytes()[:-40])
+    list(run(tmp_path, log_every=1))
+    assert log_of(tmp_path) == log_of(uninterrupted(log_every=1))
 
 
 def test_rows_of_steps_that_were_lost_are_replaced(run, uninterrupted, tmp_path):
@@ -646,62 +784,4 @@ def test_rows_of_steps_that_were_lost_are_replaced(run, uninterrupted, tmp_path)
             break
     append_row(tmp_path / "loss.jsonl", {"step": 9, "train_loss": -1.0})  # as if killed before step 9 was saved
     list(run(tmp_path))
-    assert_same_run(tmp_path, uninterrupted())
-
-
-# --- where and in which precision
-
-
-def cuda(monkeypatch, capability):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)  # emulation counts, even on a T4
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Stand-in GPU")
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "why"),
-    [
-        ((7, 5), torch.float16, "float16 with loss scaling: compute capability 7.5 is below 8.0"),  # T4
-        ((7, 0), torch.float16, "7.0"),  # V100
-        ((8, 0), torch.bfloat16, "bfloat16: compute capability 8.0 has it in hardware"),  # A100
-        ((8, 9), torch.bfloat16, "8.9"),  # L4
-        ((10, 0), torch.bfloat16, "10.0"),  # B200
-    ],
-)
-def test_bfloat16_is_chosen_by_compute_capability(monkeypatch, capability, dtype, why):
-    cuda(monkeypatch, capability)
-    chosen, sentence = choose_dtype(torch.device("cuda"))
-    assert chosen is dtype and why in sentence
-
-
-def test_apples_gpu_computes_in_bfloat16_where_that_works(monkeypatch):
-    def on_a_stand_in(*shape, dtype, device):
-        assert device == torch.device("mps")
-        return torch.full(shape, 1.0, dtype=dtype)
-
-    def refused(*shape, dtype, device):
-        raise TypeError("BFloat16 is not supported on MPS")
-
-    monkeypatch.setattr(torch, "ones", on_a_stand_in)
-    assert choose_dtype(torch.device("mps")) == (torch.bfloat16, "bfloat16: as the chapter trains on Apple's GPU")
-    monkeypatch.setattr(torch, "ones", refused)
-    dtype, why = choose_dtype(torch.device("mps"))
-    assert dtype is torch.float32 and "do not compute bfloat16" in why
-
-
-def test_the_cpu_computes_in_float32():
-    dtype, why = choose_dtype(torch.device("cpu"))
-    assert dtype is torch.float32 and "measured" in why
-
-
-def test_a_gpu_is_taken_before_apples_before_the_cpu(monkeypatch):
-    mps = torch.backends.mps
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(mps, "is_available", lambda: False)
-    device, why = choose_device()
-    assert device.type == "cpu" and "no GPU was found" in why
-    monkeypatch.setattr(mps, "is_available", lambda: True)
-    assert choose_device()[0].type == "mps"
-    cuda(monkeypatch, (8, 0))
-    assert choose_device() == (torch.device("cuda"), "training on the GPU Stand-in GPU")
+    assert not differences(tmp_path, uninterrupted())
