@@ -256,6 +256,80 @@ def test_when_no_checkpoint_verifies_nothing_starts_anew(tmp_path):
     assert len(warned) == 2
 
 
+def at_step(step, path):
+    state = trained_state(1)
+    state.step = step
+    state.save(path)
+    return path
+
+
+def test_the_latest_checkpoint_is_the_one_of_the_highest_step_wherever_it_lies(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    files = [here / "last.pt", here / "step_00010.pt", there / "last.0.pt", there / "last.1.pt"]
+    for newest in files:
+        for path in files:
+            at_step(7, path)
+        at_step(9, newest)
+        assert latest_checkpoint(here, there) == newest
+        if newest.parent == there:
+            assert latest_checkpoint(here) == here / "last.pt", "of equal steps the first, and without the mirror"
+
+
+def test_a_damaged_mirror_gives_way_to_its_other_slot_and_is_named(tmp_path):
+    slots = [at_step(step, tmp_path / "there" / name) for step, name in ((8, "last.0.pt"), (9, "last.1.pt"))]
+    slots[1].write_bytes(slots[1].read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"skipped: .*last\.1\.pt is damaged"):
+        assert latest_checkpoint(tmp_path / "here", tmp_path / "there") == slots[0]
+    slots[0].write_bytes(b"")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match=r"none of the run's checkpoints can be read \(.*last\.0\.pt, .*last\.1\.pt\)"),
+    ):
+        latest_checkpoint(tmp_path / "here", tmp_path / "there")
+
+
+def test_files_that_only_look_like_kept_steps_are_left_alone(tmp_path, good_file):
+    for name in ("step_last.pt", "step_.pt", "step_00003.pt.partial"):
+        (tmp_path / name).write_bytes(b"something else")
+    assert latest_checkpoint(tmp_path) is None
+    shutil.copy(good_file, tmp_path / "step_00003.pt")
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00003.pt"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_values_that_are_not_finite_are_neither_saved_nor_trusted(tmp_path, where, value):
+    state = trained_state(1)
+    state.save(tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    weight = state.model.norm.weight
+    with torch.no_grad():
+        (weight if where == "weight" else state.optimizer.state[weight]["exp_avg"])[3] = value
+    with pytest.raises(FloatingPointError, match=r"holds values that are not finite: .*last\.pt was left as it was"):
+        state.save(tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before
+    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    if where == "weight":
+        checkpoint["model"]["norm.weight"][3] = value
+    else:
+        checkpoint["optimizer"]["state"][0]["exp_avg_sq"].view(-1)[3] = value
+    torch.save(checkpoint, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt holds values that are not finite \(.*(norm|moment)"):
+        load_checkpoint(tmp_path / "last.pt")
+    if where == "weight":
+        with pytest.raises(ValueError, match="not finite"):
+            load_model(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [{"model": 5}, {"model": {"a": "text"}}, {"optimizer": {}}, {"optimizer": {"state": 5}}]
+)
+def test_a_file_with_the_right_names_and_other_things_in_them_is_refused_by_name(tmp_path, good_file, content):
+    torch.save(load_checkpoint(good_file) | content, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt is not a checkpoint of this lab"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure):
     trained_state(1).save(tmp_path / "last.pt")

@@ -21,6 +21,7 @@ from tinystories_lab.checkpoint import load_checkpoint, load_model
 from tinystories_lab.generate import PROMPTS, generate
 from tinystories_lab.presets import PRESETS, Preset, load_config
 from tinystories_lab.runlog import read_log, read_rows
+from tinystories_lab.session import one_writer
 from tinystories_lab.state import TrainState
 from tinystories_lab.step import take_step_that_fits
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer
@@ -244,6 +245,73 @@ def test_ctrl_c_before_training_keeps_the_finished_stages(finished, here, monkey
     assert command("tokenizer")[0] == 0
 
 
+def test_fresh_starts_anew_and_keeps_the_old_run_beside_it(finished, here):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    before = files(here / RUN)
+    status, output, _ = command("train", "--fresh")
+    assert status == 0
+    (aside,) = [path for path in (here / "runs").iterdir() if path.name != RUN.name]
+    assert files(aside) == before and f"the run so far was moved aside to runs/{aside.name}" in output
+    assert len(load_config(here / RUN)["sessions"]) == 1
+    assert_same_model(here / RUN, finished[0] / RUN)
+
+
+def test_fresh_without_an_old_run_just_starts(finished, here):
+    shutil.copytree(finished[0] / DATA, here / DATA)
+    status, output, _ = command("train", "--fresh")
+    assert status == 0 and "moved aside" not in output
+
+
+def test_with_a_mirror_run_and_data_come_back_to_an_empty_folder(finished, here, monkeypatch):
+    (here / "disk").mkdir()
+    (here / "first").mkdir()
+    shutil.copy(finished[0] / "stories.txt", here / "first")
+    with contextlib.chdir(here / "first"):
+        status, output, _ = command("run", "--mirror", str(here / "disk" / "lab"))
+        assert status == 0 and "mirrored to step 12 in " in output
+    shutil.rmtree(here / "first")
+    (here / "second").mkdir()
+    with contextlib.chdir(here / "second"):
+        status, output, _ = command("run", "--mirror", str(here / "disk" / "lab"))
+        assert status == 0 and "fetched the run from " in output and "the five stories:" in output
+        assert not Path("data", "stories-micro", "stories").exists(), "fetched data needs no stories"
+        assert_same_model(RUN, finished[0] / RUN)
+        assert read_rows(RUN / "samples.jsonl") == read_rows(finished[0] / RUN / "samples.jsonl")
+
+
+def test_a_mirror_on_a_disk_that_is_not_there_exits_1(finished, here):
+    shutil.copy(finished[0] / "stories.txt", here)
+    status, _, errors = command("run", "--mirror", "no disk/lab")
+    assert status == 1 and "that disk is not there: mount it again" in errors and not (here / "no disk").exists()
+
+
+def test_a_run_of_another_recipe_is_refused_and_its_record_stays(finished, here, monkeypatch):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    before = files(here / RUN)
+    other = replace(PRESETS["micro"], train=replace(PRESETS["micro"].train, seed=5))
+    monkeypatch.setitem(PRESETS, "micro", other)
+    status, _, errors = command("train")
+    assert status == 1 and "seed 0 there, 5 now" in errors and "`--fresh`" in errors
+    assert files(here / RUN) == before
+
+
+def test_a_run_that_another_session_trains_exits_1(finished, here):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    with one_writer(here / RUN):
+        status, _, errors = command("train")
+    assert status == 1 and "another session is training in " in errors
+
+
+def test_too_little_memory_exits_1_and_says_what_to_do(finished, here, monkeypatch):
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError("step 1: the GPU's memory does not hold 4 sequences: restart the session")
+
+    shutil.copytree(finished[0] / DATA, here / DATA)
+    monkeypatch.setattr(trainer, "take_step_that_fits", run_out)
+    status, _, errors = command("train")
+    assert status == 1 and errors.rstrip().endswith("restart the session") and "Traceback" not in errors
+
+
 def test_a_run_that_diverges_exits_1_and_says_what_to_change(finished, here, monkeypatch):
     def diverge(*args, **options):
         loss, grad_norm = take_step_that_fits(*args, **options)
@@ -276,6 +344,16 @@ def test_help_tells_all_stages_and_options(tmp_path):
         timeout=60,
     )
     assert told.returncode == 0
-    for word in (*STAGES, "--preset", "--source", "--run", "--data", "tiny, book", "TINYSTORIES_LAB_PRESET"):
+    for word in (
+        *STAGES,
+        "--preset",
+        "--source",
+        "--run",
+        "--data",
+        "--mirror",
+        "--fresh",
+        "tiny, book",
+        "TINYSTORIES_LAB_PRESET",
+    ):
         assert word in told.stdout
     assert not list(tmp_path.iterdir())

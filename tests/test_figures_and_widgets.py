@@ -36,6 +36,17 @@ def test_a_figure_has_a_title_and_labelled_axes_and_draws(name, tmp_path):
     figure.savefig(tmp_path / "figure.png")
 
 
+def test_the_curve_shows_where_a_run_was_resumed():
+    rows = [row | ({"resumed_from": row["step"] - 1} if row["step"] > 1 else {}) for row in ROWS]
+    axes = plots.loss_curve(rows, 1_000).axes[0]
+    lines = [line for line in axes.lines if list(line.get_xdata()) in ([2, 2], [3, 3])]
+    assert len(lines) == 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()].count("resumed") == 1
+    assert "resumed" not in str(
+        [text.get_text() for text in plots.loss_curve(ROWS, 1_000).axes[0].get_legend().get_texts()]
+    )
+
+
 def test_every_value_is_counted_once_in_a_histogram():
     values = [60, 61, 75, 75, 180]
     assert sum(bar.get_height() for bar in plots.histogram(values, "How many?", "words").axes[0].patches) == len(values)

@@ -10,8 +10,9 @@ import yaml
 
 from tinystories_lab import presets
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.presets import PRESETS, choose_preset, load_config, plan_workspace, save_config
+from tinystories_lab.presets import PRESETS, choose_preset, load_config, move_aside, plan_workspace, save_config
 from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.session import one_writer
 
 
 def on_device(monkeypatch, kind):
@@ -149,6 +150,46 @@ def test_earlier_sessions_stay_listed(tmp_path, monkeypatch):
     assert [path.name for path in lab.run_dir.iterdir()] == ["config.yaml"]
 
 
+def test_what_a_session_changes_of_the_recipe_is_recorded(tmp_path, monkeypatch):
+    lab = micro_workspace(tmp_path)
+    save_config(lab)
+    save_config(lab)
+    longer = replace(lab.preset, train=replace(lab.preset.train, total_steps=1_600, save_every=50))
+    save_config(replace(lab, preset=longer))
+    config = load_config(lab.run_dir)
+    assert [session.get("changed") for session in config["sessions"]] == [
+        None,
+        None,
+        {"total_steps": [800, 1_600], "save_every": [100, 50]},
+    ]
+    assert config["train"]["total_steps"] == 1_600
+
+
+# --- starting anew
+
+
+def test_a_run_moved_aside_is_kept_whole_and_leaves_its_place_free(tmp_path):
+    lab = replace(micro_workspace(tmp_path), mirror_root=tmp_path / "disk" / "lab")
+    kept = {}
+    for folder in (lab.run_dir, lab.mirror_root / "runs" / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "loss.jsonl").write_text(str(folder))
+        kept[folder] = str(folder)
+    places = move_aside(lab)
+    assert [path.parent for path in places] == [folder.parent for folder in kept]
+    assert [(path / "loss.jsonl").read_text() for path in places] == list(kept.values())
+    assert all(path.name.startswith("mine-until-2") for path in places)
+    assert not any(folder.exists() for folder in kept)
+    assert move_aside(lab) == [], "there was nothing left to move"
+
+
+def test_a_run_in_training_is_not_moved_aside(tmp_path):
+    lab = micro_workspace(tmp_path)
+    with one_writer(lab.run_dir), pytest.raises(BlockingIOError, match="another session is training"):
+        move_aside(lab)
+    assert lab.run_dir.exists()
+
+
 def test_config_is_plain_yaml_that_people_can_read(tmp_path):
     lab = micro_workspace(tmp_path)
     save_config(lab)
@@ -173,6 +214,8 @@ def test_a_missing_config_says_what_makes_it(tmp_path):
         (b"just a sentence\n", "is not a run's config"),
         (b"- a\n- list\n", "is not a run's config"),
         (b"colour: red\n", "is not a run's config"),
+        (b"train: 5\nsessions: []\n", "is not a run's config"),
+        (b"train: {}\nsessions: none\n", "is not a run's config"),
     ],
 )
 def test_broken_yaml_and_yaml_of_another_kind_are_refused_by_name(tmp_path, content, sentence):

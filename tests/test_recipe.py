@@ -82,3 +82,14 @@ def test_micro_batches_that_do_not_divide_the_batch_are_refused(batch_size, micr
 def test_a_warm_up_that_never_ends_is_refused(warmup_steps, total_steps):
     with pytest.raises(ValueError, match=f"warmup_steps {warmup_steps} must lie below total_steps {total_steps}"):
         TrainConfig(warmup_steps=warmup_steps, total_steps=total_steps)
+
+
+def test_the_next_save_is_the_next_of_saving_evaluating_and_the_end():
+    config = TrainConfig(total_steps=20, warmup_steps=1, save_every=4, eval_every=6)
+    assert [config.next_save(step) for step in (0, 3, 4, 5, 6, 17, 18, 19)] == [4, 4, 6, 6, 8, 18, 20, 20]
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_minutes_between_saves_must_be_above_nothing(minutes):
+    with pytest.raises(ValueError, match=r"save_minutes is .*; it must be above 0"):
+        TrainConfig(save_minutes=minutes)
