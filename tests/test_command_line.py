@@ -203,7 +203,9 @@ def test_what_cannot_be_done_exits_1_with_one_sentence(here, capsys, arguments, 
     assert errors.strip().count("\n") <= 1  # a progress bar may have begun
 
 
-@pytest.mark.parametrize("arguments", [["dance"], ["--presets", "tiny", "x"], ["run", "--source"]])
+@pytest.mark.parametrize(
+    "arguments", [["dance"], ["--presets", "tiny", "x"], ["run", "--source"], ["generate", "--fresh"]]
+)
 def test_wrong_usage_exits_2(here, capsys, arguments):
     with pytest.raises(SystemExit) as exit:
         main(arguments)

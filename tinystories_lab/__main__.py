@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--fresh", action="store_true", help="start the run anew: its folder is moved aside first, nothing is deleted"
     )
     options = parser.parse_args(arguments)
+    if options.fresh and options.stage not in ("run", "train"):
+        parser.error("--fresh starts a run anew: it goes with run or train")
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     started, saved = time.perf_counter(), None
     try:
