@@ -69,6 +69,16 @@ def test_what_is_missing_comes_back_and_what_is_there_stays(folders):
     assert [path.name for path in here.iterdir()] == ["a.txt"]
 
 
+def test_replacing_keeps_what_was_there_beside_it(folders):
+    here, there = folders
+    fetch_files(there, here, ["a.txt"], replace=True)
+    assert [path.name for path in here.iterdir()] == ["a.txt"], "it was the same"
+    (here / "a.txt").write_text("mine")
+    fetch_files(there, here, ["a.txt"], replace=True)
+    assert (here / "a.txt").read_bytes() == b"once upon a time"
+    assert (here / "a.txt.before-fetch").read_text() == "mine"
+
+
 @pytest.mark.parametrize("spoil", ["changed", "cut off", "not listed", "manifest torn"])
 def test_a_file_that_is_not_as_the_manifest_says_is_left_out_with_a_warning(folders, spoil):
     here, there = folders

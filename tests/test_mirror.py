@@ -244,12 +244,16 @@ def test_a_newer_local_run_is_not_overwritten(machine):
 
 def test_an_older_local_run_gives_way_with_its_log(machine, tmp_path):
     machine.save(10)
+    (machine.run_dir / "config.yaml").write_text("one session")
     shutil.copytree(machine.run_dir, tmp_path / "older")
     machine.save(20)
+    (machine.run_dir / "config.yaml").write_text("two sessions")
     machine.copy()
     machine.lose()
     shutil.copytree(tmp_path / "older", machine.run_dir)
     assert machine.mirror().fetch()
+    assert (machine.run_dir / "config.yaml").read_text() == "two sessions"
+    assert (machine.run_dir / "config.yaml.before-fetch").read_text() == "one session"
     assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 20
     assert [row["step"] for row in read_log(machine.run_dir / "loss.jsonl")] == [10, 20]
 
@@ -280,6 +284,20 @@ def test_fetching_from_an_empty_disk_brings_nothing_and_from_a_missing_one_is_an
         machine.mirror().fetch()
 
 
+def test_nothing_is_copied_before_what_is_there_was_fetched(machine, tmp_path):
+    machine.save(10)
+    machine.copy()
+    machine.save(20)
+    machine.copy()
+    machine.lose()
+    machine.save(5)  # an older folder of the same run
+    with machine.mirror() as copy:
+        time.sleep(0.2)
+        assert sorted(machine.slots().values()) == [10, 20]
+        copy.fetch()
+    assert sorted(machine.slots().values()) == [10, 20]
+
+
 # --- a disk that fails
 
 
@@ -296,6 +314,7 @@ def test_a_failing_disk_is_said_and_tried_again(machine, monkeypatch, quick, num
     monkeypatch.setattr(mirror, "copy_in_place", fail)
     machine.save(10)
     with machine.mirror() as copy:
+        copy.update()
         until(lambda: copy.trouble)
         assert os.strerror(number) in str(copy) and "not mirrored yet" in str(copy)
         failing.clear()
@@ -318,7 +337,7 @@ def test_retries_come_ever_more_slowly(machine, monkeypatch):
     copy._closing = Closing()
     monkeypatch.setattr(mirror, "GIVE_UP_SECONDS", 0)
     machine.root.parent.rmdir()
-    copy._work()
+    copy._work()  # the loop of its thread
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
 
 
@@ -326,6 +345,7 @@ def test_a_disk_that_goes_and_returns_is_filled_again_and_no_folder_is_made_wher
     disk, away = machine.root.parent, machine.root.parent.with_name("away")
     machine.save(10)
     with machine.mirror() as copy:
+        copy.update()
         until(lambda: copy.step == 10)
         disk.rename(away)
         machine.save(20)
@@ -342,6 +362,7 @@ def test_a_disk_that_goes_and_returns_is_filled_again_and_no_folder_is_made_wher
 def test_a_disk_that_returns_empty_is_filled_again(machine, quick):
     machine.save(10)
     with machine.mirror() as copy:
+        copy.update()
         until(lambda: copy.step == 10 and read_manifest(copy.data_mirror_dir).keys() == set(DATA_FILES))
         shutil.rmtree(machine.root)
         copy.update()
@@ -355,6 +376,7 @@ def test_a_disk_that_is_missing_at_the_start_stops_nothing(machine, quick):
     with machine.mirror() as copy:
         assert "that disk is not there" in copy.trouble
         machine.root.parent.mkdir()
+        copy.update()
         until(lambda: copy.step == 10)
 
 
@@ -405,6 +427,7 @@ def test_a_machine_that_lives_keeps_the_mirror(machine, monkeypatch):
 def test_a_machine_whose_mirror_was_taken_over_stops_copying_and_says_so(machine, quick):
     machine.save(10)
     with pytest.warns(UserWarning, match="elsewhere took over"), machine.mirror() as copy:
+        copy.update()
         until(lambda: copy.step == 10)
         another_machine(machine)
         machine.save(20)

@@ -709,6 +709,16 @@ def test_cadence_length_and_micro_batches_may_change_on_resume(run, tmp_path, ch
     assert rows[0]["resumed_from"] == 6 and rows[-1]["step"] == changes.get("total_steps", 12)
 
 
+def test_a_new_cadence_evaluates_no_row_of_the_past(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_inside(patch, 10, press_ctrl_c)
+        list(run(tmp_path, eval_every=12))
+    log = tmp_path / "loss.jsonl"
+    log.write_bytes(log.read_bytes()[:-9])  # the row of step 9, kept in last.pt of step 10
+    rows = list(run(tmp_path, eval_every=3))
+    assert [(row["step"], "val_loss" in row) for row in rows] == [(9, False), (12, True)]
+
+
 def test_another_split_of_the_same_batches_and_more_threads_go_on_closely(run, uninterrupted, tmp_path):
     for row in run(tmp_path, micro_batches=1):
         if row["step"] == 6:

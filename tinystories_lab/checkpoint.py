@@ -15,10 +15,7 @@ from tinystories_lab.model import GPTConfig, GPTMini
 MODEL_KEYS = {"step", "model", "model_config", "tokenizer_sha256"}
 RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "data_sha256", "saved_at", "orderly"}
 RESUME_KEYS |= {"seconds", "skipped_updates", "row"}
-MIRROR_SLOTS = (
-    "last.0.pt",
-    "last.1.pt",
-)  # what `Mirror` makes of last.pt: while one is being written, the other is whole
+MIRROR_SLOTS = ("last.0.pt", "last.1.pt")  # where `Mirror` copies last.pt in turn
 FOLDER_FLAG = 0x10  # of an entry in a zip's directory
 
 

@@ -55,17 +55,25 @@ def list_copy(folder: Path, name: str, entry: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, read_manifest(folder) | {name: entry})
 
 
-def fetch_files(source_dir: Path, target_dir: Path, names: Iterable[str]) -> None:
-    """Copy what `target_dir` lacks of `names`; what is not as the manifest says is left out with a warning."""
+def fetch_files(source_dir: Path, target_dir: Path, names: Iterable[str], replace: bool = False) -> None:
+    """Copy what `target_dir` lacks of `names`; what is not as the manifest says is left out with a warning.
+
+    With `replace`, also what differs there; the file that was there is kept as <name>.before-fetch.
+    """
     listed = read_manifest(source_dir)
-    missing = [name for name in names if (source_dir / name).exists() and not (target_dir / name).exists()]
-    size = sum((source_dir / name).stat().st_size for name in missing)
-    with tqdm(desc=f"fetch {target_dir.name}", total=size, unit="B", unit_scale=True, disable=not missing) as bar:
-        for name in missing:
+    there = [name for name in names if (source_dir / name).exists()]
+    wanted = [name for name in there if not (target_dir / name).exists()]
+    if replace:
+        wanted += [name for name in there if name not in wanted and not is_listed(target_dir / name, source_dir, name)]
+    size = sum((source_dir / name).stat().st_size for name in wanted)
+    with tqdm(desc=f"fetch {target_dir.name}", total=size, unit="B", unit_scale=True, disable=not wanted) as bar:
+        for name in wanted:
             try:
                 with open(source_dir / name, "rb") as file, replace_whole(target_dir / name) as copy:
                     if pour(file, copy, bar) != listed.get(name, {}).get("sha256"):
                         raise ValueError(f"{source_dir / name} is not what {MANIFEST} beside it says: it was left out")
+                    if (target_dir / name).exists():
+                        (target_dir / name).rename(target_dir / f"{name}.before-fetch")
             except ValueError as error:
                 warnings.warn(str(error), stacklevel=3)
 

@@ -26,8 +26,8 @@ GIVE_UP_SECONDS, CLOSE_SECONDS = 30, 600  # at the end: how long a failing disk 
 class Mirror:
     """Copies of a run and its data below `root` on another disk: `root`/runs/<run> and `root`/data/<data>.
 
-    `fetch` brings back what this machine lacks. Within `with mirror:` a thread copies what has changed at every
-    `update()`, and a last time at the end; training never waits for it. A disk that fails or goes (the parent of `root`
+    `fetch` brings back what this machine lacks. Within `with mirror:` the copies are claimed for this session, and a
+    thread copies what has changed at every `update()`, and a last time at the end; training never waits for it. A disk that fails or goes (the parent of `root`
     is then not there) costs the copy alone: `trouble` says what is wrong, and the thread tries again, ever more slowly.
     `step` is that of the newest checkpoint read back from there, None before the first.
 
@@ -63,24 +63,23 @@ class Mirror:
                 if source.exists():
                     with open(source, "rb") as file, replace_whole(self.run_dir / name) as copy:
                         pour(file, copy)
-        fetch_files(self.mirror_dir, self.run_dir, RUN_FILES)
+        fetch_files(self.mirror_dir, self.run_dir, RUN_FILES, replace=fetched)
         fetch_files(self.data_mirror_dir, self.data_dir, DATA_FILES)
         return fetched
 
     def __enter__(self) -> "Mirror":
-        """Claim the mirror and start the thread. Raises BlockingIOError when another machine is writing there."""
+        """Claim the mirror. Raises BlockingIOError when another machine is writing there."""
         try:
             self._take()
         except BlockingIOError:
             raise
         except OSError as error:
             self.trouble = str(error)
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        self._wake.set()
+        self.update()
         self._thread.join(2)
         if self._thread.is_alive():
             print("waiting for the mirror's last copy ...")
@@ -93,6 +92,8 @@ class Mirror:
     def update(self) -> None:
         """Say that something changed; returns at once."""
         self._wake.set()
+        if self._thread.ident is None:  # not before the first: `fetch` comes before any copy
+            self._thread.start()
 
     def _work(self) -> None:
         retry, give_up = FIRST_RETRY_SECONDS, math.inf

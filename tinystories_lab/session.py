@@ -15,7 +15,7 @@ from typing import Any
 
 from tinystories_lab.copies import read_json, write_json
 
-STALE_SECONDS, POLL_SECONDS = 300, 5  # how long another machine's silence is waited for, and how often it is looked at
+STALE_SECONDS, POLL_SECONDS = 180, 5  # how long another machine's silence is waited for, and how often it is looked at
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # what a scheduler and a closed terminal send
 
 
@@ -76,6 +76,8 @@ class Claim:
     def _wait_for_silence(self, there: dict[str, Any], stop: threading.Event) -> None:
         wait = seconds_until_stale(there)
         give_up = time.monotonic() + wait  # whatever the other's clock says
+        if wait > 0 and there["host"] == self._writer["host"]:
+            raise BlockingIOError(f"process {there['pid']} of this machine writes to {self.path.parent}: stop it first")
         if wait > 0:
             print(f"{there['host']} wrote to {self.path.parent} lately: waiting up to {wait:.0f} s for its silence")
         while (wait := min(give_up - time.monotonic(), seconds_until_stale(there))) > 0:

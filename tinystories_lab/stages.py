@@ -140,6 +140,9 @@ def fetch(lab: Workspace) -> None:
 def mirror(lab: Workspace) -> None:
     """Copy what has changed of run and data to the mirror, if there is one, and say how far it got."""
     if lab.mirror_root:
-        with Mirror(lab.run_dir, lab.data_dir, lab.mirror_root) as copy:
-            pass  # leaving waits for a whole pass
-        print(f"{copy} in {copy.mirror_dir}")
+        try:
+            with Mirror(lab.run_dir, lab.data_dir, lab.mirror_root) as copy:
+                pass  # leaving waits for a whole pass
+            print(f"{copy} in {copy.mirror_dir}")
+        except BlockingIOError as error:  # whoever trains the run copies this too
+            print(f"not copied now: {error}")

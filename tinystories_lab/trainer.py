@@ -87,6 +87,7 @@ def train(
         with one_writer(run_dir), endings_raise(), mirror or nullcontext():
             if mirror:
                 mirror.fetch()
+                mirror.update()
             save_tokenizer(tokenizer, run_dir / "tokenizer.json")
             yield from run_steps(state, loader, held_out, dtype, run_dir, mirror)
 
@@ -103,11 +104,11 @@ def run_steps(
     def due(step: int, every: int) -> bool:
         return step % every == 0 or step == config.total_steps
 
-    def is_logged(row: Row, there: Row) -> bool:
-        return row.items() <= there.items() and ("val_loss" in there or not due(row["step"], config.eval_every))
+    def to_be_evaluated(row: Row) -> bool:
+        return due(row["step"], config.eval_every) and row["step"] == state.step and "val_loss" not in row
 
     def finish(row: Row) -> Row:
-        if due(row["step"], config.eval_every):
+        if to_be_evaluated(row):
             row["val_loss"] = evaluate(state.model, held_out, eval_batches, dtype, state.config.micro_batches)
         unwritten.append(row)
         try:
@@ -125,7 +126,9 @@ def run_steps(
             resumed_from = state.step
             print(resume_sentence(checkpoint, config, max(logged, default=0), mirror is not None))
         # A row is evaluated and written after its step was saved: a crash between the two, or in the write, costs nothing.
-        if (row := state.row) and not is_logged(row, logged.get(row["step"], {})):
+        row = state.row or {}
+        there = logged.get(row.get("step"), {})
+        if not row.items() <= there.items() or (to_be_evaluated(row) and "val_loss" not in there):
             yield finish(row)
 
     first_step = saved_step = state.step
@@ -146,11 +149,9 @@ def run_steps(
                     state.whole = False  # and so not worth saving
                     raise FloatingPointError(divergence_sentence(state, loss, grad_norm))
                 seconds = time.perf_counter() - started
-                steps_timed, seconds_timed, state.seconds = (
-                    steps_timed + 1,
-                    seconds_timed + seconds,
-                    state.seconds + seconds,
-                )
+                state.seconds += seconds
+                seconds_timed += seconds
+                steps_timed += 1
                 if row_due:
                     state.row = {
                         "step": state.step,
@@ -185,6 +186,7 @@ def run_steps(
     finally:
         # The run may have diverged since the last look at a loss: that is not worth keeping.
         if state.whole and state.step > saved_step and math.isfinite(loss.item() + grad_norm.item()):
-            save_or_warn(partial(state.save, orderly=True), run_dir / "last.pt")
+            with signals_wait():
+                save_or_warn(partial(state.save, orderly=True), run_dir / "last.pt")
     if step_of_model(run_dir / "final.pt") != state.step:  # not yet written, lost, or of fewer total_steps
         state.save_model(run_dir / "final.pt")
