@@ -288,6 +288,22 @@ def test_a_damaged_mirror_gives_way_to_its_other_slot_and_is_named(tmp_path):
         latest_checkpoint(tmp_path / "here", tmp_path / "there")
 
 
+def test_a_disk_that_fails_is_not_a_run_without_checkpoints(tmp_path, good_file, monkeypatch):
+    stat = Path.stat
+
+    def fail(path, **options):
+        if path.name.startswith("last."):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.warns(UserWarning, match="not connected"), pytest.raises(ValueError, match="none of the run's"):
+        latest_checkpoint(tmp_path / "here", tmp_path / "there")
+    shutil.copy(good_file, tmp_path / "step_00003.pt")
+    with pytest.warns(UserWarning, match="skipped: .*not connected"):
+        assert latest_checkpoint(tmp_path, tmp_path / "there") == tmp_path / "step_00003.pt"
+
+
 def test_files_that_only_look_like_kept_steps_are_left_alone(tmp_path, good_file):
     for name in ("step_last.pt", "step_.pt", "step_00003.pt.partial"):
         (tmp_path / name).write_bytes(b"something else")

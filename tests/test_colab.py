@@ -20,8 +20,8 @@ class StandInDrive:
     def __init__(self, path):
         self.path, self.calls, self.refuses = path, [], False
 
-    def mount(self, path):
-        self.calls.append(("mount", path))
+    def mount(self, path, force_remount):
+        self.calls.append(("mount", path, force_remount))
         if self.refuses:
             raise ValueError("mount failed")
         (self.path / "MyDrive").mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def test_data_made_again_from_other_stories_is_refused(open_lab, stories, tmp_pa
 
 def test_a_run_that_never_reached_drive_starts_at_its_beginning(open_lab, drive):
     lab = open_lab()
-    assert drive.calls == [("mount", str(drive.path))]
+    assert drive.calls == [("mount", str(drive.path), True)]
     assert not lab.run_dir.exists() and not (lab.mirror_root).exists()
 
 
@@ -128,6 +128,7 @@ def test_a_drive_mounted_before_serves_though_mounting_again_fails(open_lab, dri
     drive.refuses = True
     with pytest.warns(UserWarning, match="Drive was not mounted"):
         assert open_lab().mirror_root
+    assert drive.calls == [("mount", str(drive.path), False)]
 
 
 def test_closing_copies_what_came_after_training_and_offers_the_flush(open_lab, drive, capsys):

@@ -97,7 +97,7 @@ from tinystories_lab.notebook import colab
 from tinystories_lab.notebook.widgets import LiveRun
 
 google = types.ModuleType("google.colab")
-google.drive = types.SimpleNamespace(mount=lambda path: Path(path, "MyDrive").mkdir(parents=True, exist_ok=True))
+google.drive = types.SimpleNamespace(mount=lambda path, **_: Path(path, "MyDrive").mkdir(parents=True, exist_ok=True))
 sys.modules["google"], sys.modules["google.colab"] = types.ModuleType("google"), google
 colab.DRIVE = Path({drive!r})
 tiny = presets.PRESETS["tiny"]

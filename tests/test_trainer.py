@@ -110,6 +110,24 @@ def test_an_exception_inside_a_step_goes_back_to_the_last_save(run, uninterrupte
     assert not differences(tmp_path, uninterrupted())
 
 
+def test_an_exception_before_the_weights_move_loses_nothing(run, uninterrupted, tmp_path, monkeypatch):
+    """Such as a disk that fails under the loader, or memory that runs out in the forward pass."""
+    batch = BinLoader.batch
+
+    def fail(loader, step):
+        if step == 7 and loader.path.name == "train.bin":
+            raise OSError(5, "Input/output error")
+        return batch(loader, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BinLoader, "batch", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            list(run(tmp_path))
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 7
+    list(run(tmp_path))
+    assert not differences(tmp_path, uninterrupted())
+
+
 @pytest.mark.parametrize("stop", range(1, 13))
 def test_ctrl_c_inside_a_step_ends_that_step_whole(run, uninterrupted, tmp_path, monkeypatch, stop):
     stop_inside(monkeypatch, stop, press_ctrl_c)

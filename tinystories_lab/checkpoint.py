@@ -56,8 +56,12 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
     Raises FileNotFoundError, or ValueError when the file is damaged, holds code, or is not a checkpoint of this lab.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}: run 03_train (or `train` in the shell) first")
+    try:
+        path.stat()  # not exists(): a disk that fails is not a file that is missing
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}: run 03_train (or `train` in the shell) first"
+        ) from error
     try:
         with zipfile.ZipFile(path) as archive:  # torch's file is a zip
             if damaged := archive.testzip():
@@ -104,18 +108,20 @@ def latest_checkpoint(run_dir: str | Path, mirror_dir: str | Path | None = None)
     """
     candidates = [Path(run_dir) / "last.pt", *step_checkpoints(run_dir)]
     candidates += [Path(mirror_dir) / slot for slot in MIRROR_SLOTS] if mirror_dir else []
-    candidates = [path for path in candidates if path.exists()]
-    newest, newest_step = None, -1
+    skipped, newest, newest_step = [], None, -1
     for path in candidates:
         try:
             step = load_checkpoint(path)["step"]
-        except (OSError, ValueError) as error:  # OSError: a mirror may go while it is read
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:  # OSError: a disk may fail or go
             warnings.warn(f"skipped: {error}", stacklevel=2)
+            skipped.append(path)
         else:
             if step > newest_step:
                 newest, newest_step = path, step
-    if candidates and not newest:
-        names = ", ".join(map(str, candidates))
+    if skipped and not newest:
+        names = ", ".join(map(str, skipped))
         raise ValueError(
             f"none of the run's checkpoints can be read ({names}): move them away, or take `--fresh`, to start anew"
         )

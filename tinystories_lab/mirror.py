@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import threading
 import time
 import warnings
@@ -119,7 +120,7 @@ class Mirror:
                 retry = min(2 * retry, LAST_RETRY_SECONDS)
 
     def _find_disk(self) -> None:
-        if not self.root.parent.is_dir():
+        if not os.path.isdir(self.root.parent):  # False also where a dead mount raises
             raise FileNotFoundError(errno.ENOENT, "that disk is not there: mount it again", str(self.root.parent))
 
     def _take(self) -> None:

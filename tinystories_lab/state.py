@@ -11,7 +11,7 @@ import torch
 
 from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, save_checkpoint
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.recipe import MAY_CHANGE, TrainConfig, make_optimizer
+from tinystories_lab.recipe import MAY_CHANGE, TrainConfig, lr_at, make_optimizer
 from tinystories_lab.runlog import Row
 
 
@@ -47,6 +47,21 @@ class TrainState:
             model = GPTMini(model_config).to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         return cls(model, make_optimizer(model, config), scaler, tokenizer_sha256, data_sha256, config)
+
+    def new_row(self, train_loss: float, grad_norm: float, seconds_per_step: float) -> Row:
+        """The log row of the step just finished (see `train`), before its evaluation."""
+        return {
+            "step": self.step,
+            "train_loss": train_loss,
+            "lr": lr_at(self.step - 1, self.config),
+            "grad_norm": grad_norm,
+            "tokens": self.step * self.config.tokens_per_step,
+            "tokens_per_second": round(self.config.tokens_per_step / seconds_per_step),
+            "seconds": round(self.seconds, 2),
+            "eta_seconds": round((self.config.total_steps - self.step) * seconds_per_step, 1),
+            "skipped_updates": self.skipped_updates,
+            "loss_scale": self.scaler.get_scale(),
+        }
 
     def save(self, path: Path, orderly: bool = False) -> None:
         """Write a checkpoint to resume from; `orderly` says that the session ends with it. Raises as `save_checkpoint`."""

@@ -16,7 +16,7 @@ from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.mirror import Mirror
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.recipe import TrainConfig, lr_at
+from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.runlog import Row, append_row, read_log
 from tinystories_lab.session import endings_raise, one_writer, signals_wait
 from tinystories_lab.state import TrainState, resume_sentence, save_or_warn, step_of_model
@@ -144,7 +144,8 @@ def run_steps(
                 keep_due = state.step % config.keep_every == 0
                 save_due = state.step == config.next_save(state.step - 1)
                 save_due |= time.monotonic() - saved_at > 60 * config.save_minutes
-                # Reading a value waits for the device, so only when it is needed.
+                # Reading a value waits for the device, so only when it is needed. Outside of float16, whose scaler keeps
+                # it out, a gradient that is not finite is in the weights by now: going on would not mend them.
                 if (row_due or save_due or keep_due) and not math.isfinite(loss.item() + grad_norm.item()):
                     state.whole = False  # and so not worth saving
                     raise FloatingPointError(divergence_sentence(state, loss, grad_norm))
@@ -153,18 +154,7 @@ def run_steps(
                 seconds_timed += seconds
                 steps_timed += 1
                 if row_due:
-                    state.row = {
-                        "step": state.step,
-                        "train_loss": loss.item(),
-                        "lr": lr_at(state.step - 1, config),
-                        "grad_norm": grad_norm.item(),
-                        "tokens": state.step * config.tokens_per_step,
-                        "tokens_per_second": round(steps_timed * config.tokens_per_step / seconds_timed),
-                        "seconds": round(state.seconds, 2),
-                        "eta_seconds": round((config.total_steps - state.step) * seconds_timed / steps_timed, 1),
-                        "skipped_updates": state.skipped_updates,
-                        "loss_scale": state.scaler.get_scale(),
-                    }
+                    state.row = state.new_row(loss.item(), grad_norm.item(), seconds_timed / steps_timed)
                     state.row |= {"resumed_from": resumed_from} if resumed_from is not None else {}
                     state.row |= {"mirrored_step": mirror.step} if mirror else {}
                     steps_timed, seconds_timed, resumed_from = 0, 0.0, None

@@ -42,13 +42,17 @@ def mount_drive() -> bool:
     from google.colab import drive
 
     try:
-        drive.mount(str(DRIVE))
+        drive.mount(str(DRIVE), force_remount=not is_mounted())  # a mount that died is in the way of a new one
     except Exception as error:  # refused or timed out: Colab raises ValueError and its own kinds
         warnings.warn(
             f"Drive was not mounted ({error}): when this machine goes, the run goes with it; run the cell again to mount",
             stacklevel=3,
         )
-    return (DRIVE / "MyDrive").is_dir()
+    return is_mounted()
+
+
+def is_mounted() -> bool:
+    return os.path.isdir(DRIVE / "MyDrive")  # False also where a dead mount raises
 
 
 def close_workspace(lab: Workspace, flush: bool = False) -> None:
