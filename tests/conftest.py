@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 
@@ -30,7 +32,23 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=25, help="how many processes the fault tests kill (default: 25)")
 
 
+def pytest_collection_modifyitems(items):
+    """The fault harness takes a minute and a half in a process of its own: its tests come last before the notebooks'."""
+    items.sort(key=lambda item: (item.path.suffix == ".ipynb", item.path.stem == "test_faults"))
+
+
+def pytest_collection_finish(session):
+    """It starts at once, beside the other tests, which keep to one core."""
+    if any(item.path.stem == "test_faults" for item in session.items) and not session.config.option.collectonly:
+        command = [sys.executable, "-m", "tests.faults", "--kills", str(session.config.getoption("kills"))]
+        session.config.harness = subprocess.Popen(
+            command, cwd=session.config.rootpath, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+
 def pytest_unconfigure(config):
+    if hasattr(config, "harness"):
+        config.harness.kill()
     shutil.rmtree(WORKSPACE, ignore_errors=True)
 
 

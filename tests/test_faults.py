@@ -1,26 +1,18 @@
-"""A run that cannot be lost: the fault harness (tests/faults.py) in a process of its own."""
+"""A run that cannot be lost: what the fault harness (tests/faults.py) found, in a process that conftest.py starts."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from faults import CONFIG, FAULTS
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def table(request):
     """What the harness found: for each fault the times it was tried, the most steps lost, and whether all ended equal."""
-    kills = request.config.getoption("kills")
-    command = [sys.executable, "-m", "tests.faults", "--kills", str(kills)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600 + 10 * kills)
-    assert done.returncode == 0, done.stdout + done.stderr[-3_000:]
-    print(done.stdout)
-    lines = re.findall(r"^(.+?) +(\d+) +(\d+) +(yes|NO)$", done.stdout, re.MULTILINE)
+    harness = request.config.harness
+    output, errors = harness.communicate(timeout=600 + 10 * request.config.getoption("kills"))
+    assert harness.returncode == 0, output + errors[-3_000:]
+    lines = re.findall(r"^(.+?) +(\d+) +(\d+) +(yes|NO)$", output, re.MULTILINE)
     return {fault: (int(times), int(lost), equal == "yes") for fault, times, lost, equal in lines}
 
 

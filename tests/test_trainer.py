@@ -1,16 +1,13 @@
 """Steps: a run may stop anywhere, in any way, and ends as if it never had."""
 
 import itertools
-import json
 import math
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -176,44 +173,6 @@ def test_a_float16_run_resumes_with_its_loss_scale(run, uninterrupted, tmp_path,
     list(run(tmp_path, torch.float16, log_every=1))
     assert not differences(tmp_path, uninterrupted(dtype=torch.float16, log_every=1))
     assert load_checkpoint(tmp_path / "last.pt")["scaler"]["scale"] > 2**16
-
-
-SCRIPT = """
-import json, sys
-from tinystories_lab.model import GPTConfig
-from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.trainer import train
-
-run_dir, data_dir, model_config, train_config = sys.argv[1:]
-for row in train(run_dir, data_dir, GPTConfig(**json.loads(model_config)), TrainConfig(**json.loads(train_config)), "cpu"):
-    print(row["step"], flush=True)
-"""
-
-
-def test_a_process_stopped_by_ctrl_c_resumes_as_uninterrupted(data_dir, model_config, train_config, tmp_path):
-    config = replace(train_config, total_steps=100, log_every=1, eval_every=50, save_every=60, keep_every=70)
-    arguments = [tmp_path / "stopped", data_dir, json.dumps(asdict(model_config)), json.dumps(asdict(config))]
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": PACKAGE_HOME, "OMP_NUM_THREADS": "1"},  # sums go by thread, so as many as here
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        for line in process.stdout:
-            if line == "5\n":
-                break
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGINT, 130) and errors.rstrip().endswith("KeyboardInterrupt")
-    reached = load_checkpoint(tmp_path / "stopped" / "last.pt")["step"]
-    written = read_log(tmp_path / "stopped" / "loss.jsonl")[-1]["step"]
-    assert 5 <= reached < 100 and written in (reached - 1, reached)
-    spoil_other_random_states()
-    rows = list(train(tmp_path / "stopped", data_dir, model_config, config, "cpu"))
-    assert rows[0]["step"] == written + 1, "a row that was not yet written comes first"
-    list(train(tmp_path / "whole", data_dir, model_config, config, "cpu"))
-    assert not differences(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_resuming_restores_torchs_random_state(run, tmp_path):
@@ -785,6 +744,7 @@ def test_resuming_with_another_tokenizer_is_refused(
 # --- the log survives
 
 
+@pytest.mark.filterwarnings("ignore:.*torn, skipped")
 def test_a_torn_log_line_does_not_stop_a_resume(run, uninterrupted, tmp_path):
     for row in run(tmp_path):
         if row["step"] == 6:
@@ -795,6 +755,7 @@ def test_a_torn_log_line_does_not_stop_a_resume(run, uninterrupted, tmp_path):
     assert log_of(tmp_path) == log_of(uninterrupted())
 
 
+@pytest.mark.filterwarnings("ignore:.*torn, skipped")
 @pytest.mark.parametrize("stop", [4, 6, 7])
 def test_a_last_row_torn_after_its_step_was_saved_is_written_again(run, uninterrupted, tmp_path, stop):
     for row in run(tmp_path, log_every=1):
