@@ -30,6 +30,7 @@ import torch._dynamo
 sys.path.insert(0, str(Path(__file__).parent))
 import micro
 
+from tinystories_lab import checkpoint as checkpoint_module
 from tinystories_lab import copies, files, mirror
 from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
 from tinystories_lab.recipe import TrainConfig
@@ -81,6 +82,15 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@contextmanager
+def half_written(path: Path):
+    with files.replace_whole(path) as file:
+        file.write(b"PK\3\4 half a checkpoint")
+        file.flush()
+        die()
+        yield
+
+
 def die_in_save(where: str, call: int, step: int) -> None:
     """From the first step on: be killed in the `call`-th save, at one of four places."""
     if step:
@@ -88,18 +98,18 @@ def die_in_save(where: str, call: int, step: int) -> None:
     save, calls = torch.save, iter(range(1, sys.maxsize))
 
     def save_or_die(checkpoint: dict[str, Any], file: Any) -> None:
-        now = next(calls) == call
-        if now and where == "half written":
-            file.write(b"PK\3\4 half a checkpoint")
-            die()
         save(checkpoint, file)
-        if now:
-            patched = {"not synced": "fsync", "not renamed": "replace"}
-            if where in patched:
-                setattr(files.os, patched[where], lambda *_: die())
-            else:
-                replace = os.replace
-                files.os.replace = lambda *paths: (replace(*paths), die())
+        if next(calls) == call:
+            replace = os.replace
+            match where:
+                case "half written":
+                    checkpoint_module.replace_whole = half_written
+                case "not synced":
+                    files.os.fsync = lambda *_: die()
+                case "not renamed":
+                    files.os.replace = lambda *_: die()
+                case "renamed":
+                    files.os.replace = lambda *paths: (replace(*paths), die())
 
     torch.save = save_or_die
 

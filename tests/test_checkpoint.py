@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import re
+import resource
 import shutil
 import zipfile
 from dataclasses import asdict, replace
@@ -360,6 +361,20 @@ def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure)
         trained_state(2).save(tmp_path / "last.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", [0, 1, 100, 50_000, 150_000, 300_000])
+def test_a_file_that_cannot_grow_further_is_an_os_error_wherever_it_ends(tmp_path, limit):
+    """A full disk in the middle of a large record too, where torch's own writer would raise something else."""
+    state = TrainState.new(replace(MICRO, d_model=128), CONFIG, "f" * 64, "d" * 64, CPU, torch.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            state.save(tmp_path / "last.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_resuming_another_model_tokenizer_or_data_is_refused_with_both_values(tmp_path):
