@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     """It starts at once, beside the other tests, which keep to one core."""
     if any(item.path.stem == "test_faults" for item in session.items) and not session.config.option.collectonly:
-        command = [sys.executable, "-m", "tests.faults", "--kills", str(session.config.getoption("kills"))]
+        command = [sys.executable, "tests/faults.py", "--kills", str(session.config.getoption("kills"))]
         session.config.harness = subprocess.Popen(
             command, cwd=session.config.rootpath, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

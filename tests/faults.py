@@ -1,4 +1,4 @@
-"""Faults that end or spoil a run, on real training in processes of its own: `python -m tests.faults --kills 100`.
+"""Faults that end or spoil a run, on real training in processes of its own: `python tests/faults.py --kills 100`.
 
 After each fault the run is resumed, in processes whose global random states differ, until it is finished. It must then
 equal the uninterrupted run bit for bit: weights, optimizer, and log.
@@ -24,11 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch._dynamo
-
-sys.path.insert(0, str(Path(__file__).parent))
 import micro
+import torch
+import torch._dynamo  # the first optimizer step would import it, in every process anew
 
 from tinystories_lab import checkpoint as checkpoint_module
 from tinystories_lab import copies, files, mirror

@@ -686,6 +686,7 @@ def test_cadence_length_and_micro_batches_may_change_on_resume(run, tmp_path, ch
     assert rows[0]["resumed_from"] == 6 and rows[-1]["step"] == changes.get("total_steps", 12)
 
 
+@pytest.mark.filterwarnings("ignore:.*torn, skipped")
 def test_a_new_cadence_evaluates_no_row_of_the_past(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_inside(patch, 10, press_ctrl_c)
