@@ -169,6 +169,24 @@ def test_when_one_sequence_does_not_fit_it_says_what_to_do(model_config, train_c
     assert state.whole and state.step == 0
 
 
+def test_a_batch_that_cannot_be_halved_is_not_split(model_config, train_config, monkeypatch):
+    gpu_that_holds(monkeypatch, 2)
+    state, batch = a_step(model_config, train_config, batch_size=3)
+    with pytest.raises(torch.OutOfMemoryError, match="does not hold 3 sequences"):
+        take_step_that_fits(state, batch, torch.float32, may_split=True)
+
+
+def test_memory_that_runs_out_while_the_weights_move_is_not_tried_again(model_config, train_config, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", run_out)
+    state, batch = a_step(model_config, train_config)
+    with pytest.raises(torch.OutOfMemoryError, match="step 1"):
+        take_step_that_fits(state, batch, torch.float32, may_split=True)
+    assert not state.whole, "some weights may have moved: this state must not be saved"
+
+
 def test_too_little_memory_later_is_not_split_but_explained(model_config, train_config, monkeypatch):
     gpu_that_holds(monkeypatch, 2)
     state, batch = a_step(model_config, train_config)
