@@ -39,7 +39,7 @@ def test_a_figure_has_a_title_and_labelled_axes_and_draws(name, tmp_path):
 def test_the_curve_shows_where_a_run_was_resumed():
     rows = [row | ({"resumed_from": row["step"] - 1} if row["step"] > 1 else {}) for row in ROWS]
     axes = plots.loss_curve(rows, 1_000).axes[0]
-    lines = [line for line in axes.lines if list(line.get_xdata()) in ([2, 2], [3, 3])]
+    lines = [line for line in axes.lines if list(line.get_xdata()) in ([1, 1], [2, 2])]
     assert len(lines) == 2
     assert [text.get_text() for text in axes.get_legend().get_texts()].count("resumed") == 1
     assert "resumed" not in str(

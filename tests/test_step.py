@@ -158,6 +158,17 @@ def test_too_little_memory_at_the_first_step_halves_the_micro_batch_and_nothing_
         torch.testing.assert_close(moved, right, atol=1e-3, rtol=0)
 
 
+def test_gradients_of_a_pass_that_ran_out_are_not_counted_twice(model_config, train_config, monkeypatch):
+    whole, batch = a_step(model_config, train_config)
+    expected = take_step(whole, batch, torch.float32)
+    calls = itertools.count(1)
+    gpu_that_holds(monkeypatch, 4, also=lambda ids: next(calls) == 2)  # in the second micro-batch
+    state, _ = a_step(model_config, train_config, micro_batches=2)
+    with pytest.warns(UserWarning, match="4 micro-batches of 1"):
+        _, norm = take_step_that_fits(state, batch, torch.float32, may_split=True)
+    assert norm.item() == pytest.approx(expected[1].item(), rel=1e-3)
+
+
 def test_when_one_sequence_does_not_fit_it_says_what_to_do(model_config, train_config, monkeypatch):
     gpu_that_holds(monkeypatch, 0)
     state, batch = a_step(model_config, train_config)

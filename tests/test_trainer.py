@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -23,7 +24,7 @@ from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.runlog import append_row, read_log, read_rows
-from tinystories_lab.state import TrainState
+from tinystories_lab.state import TrainState, resume_sentence
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.trainer import evaluate, train
 
@@ -355,6 +356,19 @@ def test_a_resumed_run_says_where_it_goes_on_and_what_is_lost_at_most(run, tmp_p
     assert f"resumed at step {stop}, saved 3 minutes ago, {lost} lost at most\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("seconds", "ago"),
+    [(59, "59 seconds"), (119, "119 seconds"), (121, "2 minutes"), (7_199, "120 minutes"), (9_000, "2 hours")],
+)
+def test_how_long_ago_is_said_in_fitting_units(train_config, monkeypatch, seconds, ago):
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0 + seconds)
+    checkpoint = {"step": 4, "saved_at": 1_000_000.0, "orderly": False}
+    assert resume_sentence(checkpoint, train_config, 0, False) == (
+        f"resumed at step 4, saved {ago} ago, 2 steps lost at most"
+    )
+    assert "4 steps lost" in resume_sentence(checkpoint, train_config, 0, True), "a copy may be one save behind"
+
+
 def test_steps_that_the_log_knows_were_lost_are_counted(run, tmp_path, capsys, monkeypatch):
     with pytest.warns(UserWarning), monkeypatch.context() as patch:
         for row in run(tmp_path, log_every=1):
@@ -364,7 +378,7 @@ def test_steps_that_the_log_knows_were_lost_are_counted(run, tmp_path, capsys, m
                 break
     list(run(tmp_path, log_every=1))
     # step_00005.pt was the last file that could be written
-    assert "resumed at step 5, saved 0 minutes ago, 6 steps lost at most\n" in capsys.readouterr().out
+    assert re.search(r"resumed at step 5, saved \d+ seconds ago, 6 steps lost at most\n", capsys.readouterr().out)
 
 
 def throw_os_error():

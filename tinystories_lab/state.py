@@ -124,8 +124,10 @@ def step_of_model(path: Path) -> int | None:
 
 def resume_sentence(checkpoint: dict[str, Any], config: TrainConfig, logged_step: int, mirrored: bool) -> str:
     """Where a run goes on, how old that is, and how many steps have to be run again at most."""
-    step, minutes = checkpoint["step"], (time.time() - checkpoint["saved_at"]) / 60
-    ago = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    step, seconds = checkpoint["step"], time.time() - checkpoint["saved_at"]
+    ago = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    if seconds >= 7_200:
+        ago = f"{seconds / 3_600:.0f} hours"
     next_save = config.next_save(step)
     if mirrored:  # the copy of a later save may have been under way
         next_save = config.next_save(next_save)

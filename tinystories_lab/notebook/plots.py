@@ -43,7 +43,8 @@ def loss_curve(rows: Sequence[Row], vocab_size: int, book: bool = False) -> Figu
         [row[x] for row in validated], [row["val_loss"] for row in validated], "o-", color=ORANGE, label="validation"
     )
     for number, row in enumerate(row for row in rows if "resumed_from" in row):
-        axes.axvline(row[x], color=GREY, linewidth=0.8, dashes=(6, 4), label="resumed" if number == 0 else None)
+        place = row[x] * row["resumed_from"] / row["step"]
+        axes.axvline(place, color=GREY, linewidth=0.8, dashes=(6, 4), label="resumed" if number == 0 else None)
     if book:
         steps, chapter = zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True)
         tokens = [max(1, step) * BOOK_RESULTS["tokens_per_step"] for step in steps]
