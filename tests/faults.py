@@ -294,7 +294,7 @@ def signalled(number: signal.Signals, codes: set[int]) -> Callable[[Lab, int], R
         for _ in range(3):
             run = lab.run()
             with run.process(slowly) as child:
-                while not (run.run_dir / "loss.jsonl").exists():  # before the steps the signal just ends the process
+                while child.is_alive() and not (run.run_dir / "loss.jsonl").exists():  # before the steps the signal just ends the process
                     time.sleep(0.01)
                 time.sleep(lab.random.uniform(0, 0.4))
                 os.kill(child.pid, number)

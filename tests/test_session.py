@@ -91,7 +91,7 @@ def dead_pid():
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(session, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(session, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(session, "STALE_SECONDS", 2)
 
 
 def test_a_claim_is_taken_renewed_and_released(tmp_path):
@@ -105,7 +105,8 @@ def test_a_claim_is_taken_renewed_and_released(tmp_path):
     Claim(path).take(NEVER)
 
 
-def test_a_writer_that_lives_is_refused(tmp_path, quick):
+def test_a_writer_that_lives_is_refused(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(session, "STALE_SECONDS", 60)
     path = another(tmp_path, 0)
     threading.Timer(0.1, another, (tmp_path, 0)).start()
     before = time.monotonic()
