@@ -165,6 +165,15 @@ def test_a_writer_that_releases_while_waited_for_is_followed(tmp_path, quick, mo
     assert time.monotonic() - before < 30
 
 
+def test_a_sign_of_life_read_while_it_is_written_is_not_its_end(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(session, "STALE_SECONDS", 60)
+    path = another(tmp_path, 0)
+    threading.Timer(0.05, path.write_text, ("",)).start()
+    threading.Timer(0.2, another, (tmp_path, 0)).start()
+    with pytest.raises(BlockingIOError, match="elsewhere is training"):
+        Claim(path).take(NEVER)
+
+
 def test_a_claim_that_was_taken_over_is_lost(tmp_path):
     claim = Claim(tmp_path / "writer.json")
     claim.take(NEVER)
