@@ -1,6 +1,5 @@
 """One session at a time, and an orderly end."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -82,9 +81,8 @@ def another(tmp_path, seconds_ago, host="elsewhere", pid=1):
 
 
 def dead_pid():
-    process = multiprocessing.get_context("spawn").Process(target=int)
-    process.start()
-    process.join()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
     return process.pid
 
 
