@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -196,6 +195,11 @@ class Run:
             child.join(120)
             assert child.exitcode is not None, f"{self.name} does not end"
 
+    def wait_for_steps(self, child: Any) -> None:
+        """Until the first row is written: before, a signal just ends the process, and a missing disk is refused."""
+        while child.is_alive() and not (self.run_dir / "loss.jsonl").exists():
+            time.sleep(0.01)
+
     def go(self, fault: Callable[[int], None] | None = None) -> int:
         """One session to its end; returns the exit code."""
         with self.process(fault) as child:
@@ -294,8 +298,7 @@ def signalled(number: signal.Signals, codes: set[int]) -> Callable[[Lab, int], R
         for _ in range(3):
             run = lab.run()
             with run.process(slowly) as child:
-                while child.is_alive() and not (run.run_dir / "loss.jsonl").exists():  # before the steps the signal just ends the process
-                    time.sleep(0.01)
+                run.wait_for_steps(child)
                 time.sleep(lab.random.uniform(0, 0.4))
                 os.kill(child.pid, number)
             assert child.exitcode in codes, child.exitcode
@@ -358,20 +361,14 @@ def mirror_vanishes(lab: Lab, kills: int) -> Result:
         disk = run.mirror_root.parent
         disk.mkdir(parents=True)
 
-        def unplug(disk: Path = disk) -> None:
-            time.sleep(0.3)
+        with run.process(slowly) as child:
+            run.wait_for_steps(child)
+            time.sleep(0.1)
             disk.rename(disk.with_suffix(".unplugged"))
             time.sleep(0.3)
             disk.with_suffix(".unplugged").rename(disk)
-
-        outside = threading.Thread(target=unplug)
-        outside.start()
-        with run.process(slowly) as child:
-            pass
-        outside.join()
-        assert (
-            child.exitcode == 0 and load_checkpoint(run.mirror_dir / "final.pt", {"step"})["step"] == CONFIG.total_steps
-        )
+        assert child.exitcode == 0, run.run_dir.with_suffix(".log").read_text()[-2_000:]
+        assert load_checkpoint(run.mirror_dir / "final.pt", {"step"})["step"] == CONFIG.total_steps
         run.lose_the_machine()
         result.add(run)
     return result

@@ -3,11 +3,13 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from tqdm import tqdm
 
 Row = dict[str, Any]
 
@@ -39,6 +41,24 @@ def read_rows(path: str | Path) -> list[Row]:
 def read_log(path: str | Path) -> list[Row]:
     """The rows of loss.jsonl by rising step; where a resumed run wrote a step again, its last row counts."""
     return [row for _, row in sorted({row["step"]: row for row in read_rows(path)}.items())]
+
+
+def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
+    """The rows of `train` while a text bar follows them; leaving the loop closes `rows`, which saves the run."""
+    bar = None
+    try:
+        for row in rows:
+            if bar is None:  # only now: what `train` says of a resumed run stands above the bar
+                bar = tqdm(
+                    desc="train", total=total_steps, initial=row.get("resumed_from", 0), unit=" steps", mininterval=1
+                )
+            bar.update(row["step"] - bar.n)
+            bar.set_postfix(progress_of(row))
+            yield row
+    finally:
+        rows.close()
+        if bar is not None:
+            bar.close()
 
 
 def progress_of(row: Row) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from itertools import islice
 
 import torch
-from tqdm import tqdm
 
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.device import choose_device, choose_dtype
@@ -12,7 +11,7 @@ from tinystories_lab.mirror import DATA_FILES, Mirror
 from tinystories_lab.model import GPTMini
 from tinystories_lab.presets import Workspace, save_config
 from tinystories_lab.review import bits_per_byte, checklist, perplexity, save_samples, story_metrics
-from tinystories_lab.runlog import diagnose, progress_of, read_log, read_rows
+from tinystories_lab.runlog import diagnose, read_log, read_rows, with_progress
 from tinystories_lab.stories import load_stories, open_stories
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer, read_bin, save_tokenizer, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
@@ -52,10 +51,8 @@ def train_stage(lab: Workspace) -> None:
     if not read_rows(lab.run_dir / "samples.jsonl"):
         save_samples(lab.run_dir, "before", tell_samples(untrained, bpe, lab.preset.sample_tokens))
     save_config(lab)
-    with tqdm(desc="train", total=config.total_steps, unit=" steps") as bar:
-        for row in rows:
-            bar.update(row["step"] - bar.n)
-            bar.set_postfix(progress_of(row))
+    for _ in with_progress(rows, config.total_steps):
+        pass
     print(f"finished: {lab.run_dir / 'final.pt'}")
 
 

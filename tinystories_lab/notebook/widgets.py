@@ -8,13 +8,12 @@ from pathlib import Path
 import ipywidgets as widgets
 from IPython.display import display
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from tinystories_lab.generate import NEW_TOKENS, PROMPTS, TEMPERATURE, TOP_K, tell
 from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook.plots import loss_curve
 from tinystories_lab.review import RATED
-from tinystories_lab.runlog import Row, append_row, progress_of, read_log
+from tinystories_lab.runlog import Row, append_row, read_log, with_progress
 
 REFRESH_SECONDS = 5.0  # faster updates freeze a browser
 WIDE = widgets.Layout(width="95%", max_width="640px")
@@ -33,25 +32,16 @@ class LiveRun:
         self.total_steps, self.vocab_size = total_steps, vocab_size
 
     def __iter__(self) -> Iterator[Row]:
-        handle, bar, drawn = None, None, 0.0
-        try:
-            for row in self.rows:
-                if bar is None:  # only now: what `train` says of a resumed run stands above it
-                    bar = tqdm(desc="train", total=self.total_steps, unit=" steps", mininterval=1)
-                bar.update(row["step"] - bar.n)
-                bar.set_postfix(progress_of(row))
-                if time.monotonic() - drawn > REFRESH_SECONDS or row["step"] == self.total_steps:
-                    figure = loss_curve(read_log(self.log_path), self.vocab_size)
-                    if handle:
-                        handle.update(figure)
-                    else:
-                        handle = display(figure, display_id=True)
-                    drawn = time.monotonic()
-                yield row
-        finally:
-            self.rows.close()
-            if bar is not None:
-                bar.close()
+        handle, drawn = None, 0.0
+        for row in with_progress(self.rows, self.total_steps):
+            if time.monotonic() - drawn > REFRESH_SECONDS or row["step"] == self.total_steps:
+                figure = loss_curve(read_log(self.log_path), self.vocab_size)
+                if handle:
+                    handle.update(figure)
+                else:
+                    handle = display(figure, display_id=True)
+                drawn = time.monotonic()
+            yield row
 
 
 def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:
