@@ -359,6 +359,15 @@ def test_a_disk_that_goes_and_returns_is_filled_again_and_no_folder_is_made_wher
     assert max(machine.slots().values()) == 20
 
 
+def test_no_folder_is_made_where_the_disk_was_even_if_it_goes_just_after_a_look(machine, quick, monkeypatch):
+    machine.save(10)
+    machine.root.parent.rmdir()
+    monkeypatch.setattr(mirror.os.path, "isdir", lambda path: True)
+    with pytest.warns(UserWarning, match="was left behind: not mirrored yet"), machine.mirror():
+        pass
+    assert not machine.root.parent.exists()
+
+
 def test_a_disk_that_returns_empty_is_filled_again(machine, quick):
     machine.save(10)
     with machine.mirror() as copy:
