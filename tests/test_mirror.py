@@ -441,7 +441,7 @@ def test_a_machine_whose_mirror_was_taken_over_stops_copying_and_says_so(machine
         another_machine(machine)
         machine.save(20)
         copy.update()
-        until(lambda: copy.trouble)
+        until(lambda: copy.trouble and not copy._thread.is_alive())
     assert machine.slots() == {"last.0.pt": 10}
     assert read_json(machine.mirror_dir / "writer.json")["host"] == "elsewhere"
 
