@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
-from tinystories_lab.generate import PROMPTS, generate, next_token_probabilities, stream, tell
+from tinystories_lab.generate import (
+    PROMPTS,
+    draw,
+    generate,
+    next_token_probabilities,
+    stream,
+    stream_many,
+    tell,
+    window,
+)
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import load_tokenizer
@@ -35,10 +45,11 @@ def tokenizer(data_dir):
 
 
 def greedy(model, ids, count):
+    """Without the cache."""
     ids = list(ids)
     for _ in range(count):
         with torch.inference_mode():
-            logits, _ = model(torch.tensor([ids[-16:]]))
+            logits, _ = model(torch.tensor([window(ids, 16)]))
         ids.append(int(logits[0, -1].argmax()))
     return ids[-count:]
 
@@ -164,8 +175,77 @@ def test_ids_come_one_by_one(model):
 
 def test_of_a_prompt_longer_than_max_len_the_last_ids_count(model):
     prompt = [(7 * i) % 300 for i in range(50)]
-    assert list(stream(model, prompt, 10, temperature=0)) == greedy(model, prompt, 10)
-    assert list(stream(model, prompt, 10, temperature=0)) == list(stream(model, prompt[-16:], 10, temperature=0))
+    told = list(stream(model, prompt, 10, temperature=0))
+    assert told == greedy(model, prompt, 10)
+    assert told[0] == next(stream(model, window(prompt, 16), 1, temperature=0))
+
+
+@given(st.integers(1, 9), st.integers(0, 60))
+def test_the_window_is_the_end_of_the_text_never_over_max_len_nor_much_under_half_of_it(max_len, length):
+    ids = list(range(length))
+    seen = window(ids, max_len)
+    assert seen == ids[length - len(seen) :]
+    assert min(length, max_len - max(1, max_len // 2) + 1) <= len(seen) <= max_len
+    if length <= max_len:
+        assert seen == ids
+    elif len(window(ids[:-1], max_len)) < max_len:
+        assert seen == [*window(ids[:-1], max_len), ids[-1]], "between two slides it only grows: the cache holds"
+
+
+class Counts:
+    """How many tokens a model has read in each of its calls."""
+
+    def __init__(self, model, monkeypatch):
+        self.read, forward = [], model.forward
+        monkeypatch.setattr(model, "forward", lambda ids, **kw: self.read.append(ids.numel()) or forward(ids, **kw))
+
+
+def test_after_the_prompt_each_token_is_read_alone_and_a_slide_reads_half_a_window(model, monkeypatch):
+    counts = Counts(model, monkeypatch)
+    list(stream(model, START, 32, seed=1))
+    assert counts.read == [3] + [1] * 13 + ([9] + [1] * 7) * 2 + [9, 1]
+
+
+ragged = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=20), min_size=1, max_size=5)
+
+
+@given(ragged, st.integers(0, 30), st.sampled_from([0, 0.8]), st.integers(0, 99))
+@given_settings(deadline=None, max_examples=40)
+def test_many_at_once_are_told_as_each_alone(model, prompts, count, temperature, seed):
+    seeds = range(seed, seed + len(prompts))
+    alone = [
+        list(stream(model, prompt, count, temperature, seed=one, stop_id=7))
+        for prompt, one in zip(prompts, seeds, strict=True)
+    ]
+    turns = list(stream_many(model, prompts, count, temperature, seeds=seeds, stop_id=7))
+    together = [[ids[row] for ids in turns if ids[row] is not None] for row in range(len(prompts))]
+    assert together == alone
+    assert len(turns) == max(map(len, alone)), "the last turn has something to tell"
+
+
+def test_stories_that_have_ended_cost_nothing_for_long(model, monkeypatch):
+    ends = [list(stream(model, [start], 40, seed=start))[start] for start in range(4)]  # stops the story at that turn
+    counts = Counts(model, monkeypatch)
+    turns = list(stream_many(model, [[start] for start in range(4)], 14, seeds=range(4), stop_id=ends[0]))
+    assert turns[0][0] is None
+    assert min(counts.read[1:]) < 4
+
+
+def test_a_story_that_has_ended_may_have_filled_its_window(model):
+    long, short = [(7 * i) % 300 for i in range(15)], [3]
+    (first,) = stream(model, long, 1, seed=0)
+    turns = list(stream_many(model, [long, short, short], 8, seeds=[0, 1, 2], stop_id=first))
+    assert [ids[1] for ids in turns] == list(stream(model, short, 8, seed=1, stop_id=first))
+
+
+def test_the_odds_of_drawing_are_the_odds():
+    odds = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0], [0, 0, 0, 0, 0, 1.0]])
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([draw(odds, [random, None]) for _ in range(4_000)])
+    assert (drawn[:, 1] == 5).all()
+    shares = torch.bincount(drawn[:, 0], minlength=6) / 4_000
+    assert (shares[odds[0] == 0] == 0).all(), "what has no odds was drawn"
+    torch.testing.assert_close(shares, odds[0], atol=0.03, rtol=0)
 
 
 def test_the_prompts_list_is_left_as_it_was(model):
@@ -228,16 +308,16 @@ def test_an_empty_prompt_starts_as_every_story_does(model, tokenizer):
     assert told["story"] == tokenizer.decode(list(stream(model, [end_id], 8, seed=2, stop_id=end_id)))
 
 
-class AlwaysSays(torch.nn.Module):
+class AlwaysSays(GPTMini):
     """A model that is sure of one token."""
 
     def __init__(self, token):
-        super().__init__()
-        self.config, self.token = MICRO, token
-        self.tok_emb = torch.nn.Embedding(300, 32)
+        super().__init__(MICRO)
+        self.token = token
 
-    def forward(self, ids, targets=None):
-        return torch.nn.functional.one_hot(ids * 0 + self.token, 300).float() * 100, None
+    def forward(self, ids, targets=None, cache=None):
+        logits, _ = super().forward(ids, cache=cache)
+        return torch.nn.functional.one_hot(torch.full(logits.shape[:2], self.token), 300).float() * 100, None
 
 
 def test_a_story_has_ended_when_the_model_says_so(tokenizer):

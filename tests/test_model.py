@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystories_lab.model import GPTConfig, GPTMini, apply_rope, rope_tables
+from tinystories_lab.attention import QUERIES_AT_ONCE, apply_rope, causal_attention, rope_tables
+from tinystories_lab.model import TOKENS_AT_ONCE, GPTConfig, GPTMini
 from tinystories_lab.presets import PRESETS
 from tinystories_lab.recipe import TrainConfig, make_optimizer
 
@@ -118,9 +119,9 @@ def test_head_and_embedding_are_one_tensor():
     ids = random_ids(300, 1, 4)
     seen = []
     model.norm.register_forward_hook(lambda module, given, made: seen.append(made))
-    logits, loss = model(ids, ids)
+    logits, _ = model(ids)
     torch.testing.assert_close(logits, seen[0] @ model.tok_emb.weight.T)
-    loss.backward()
+    model(ids, ids)[1].backward()
     unseen = [row for row in range(300) if row not in ids]
     assert (model.tok_emb.weight.grad[unseen] != 0).any(), "as the head, every row gets a gradient"
 
@@ -139,15 +140,95 @@ def test_rope_tables_are_not_in_the_state_and_are_right_after_load():
 def test_loss_is_the_cross_entropy_computed_by_hand():
     model, ids = micro_model(), random_ids(300, 3, 9)
     x, y = ids[:, :-1], ids[:, 1:]
-    logits, loss = model(x, y)
-    assert logits.shape == (3, 8, 300)
+    logits, no_loss = model(x)
+    assert logits.shape == (3, 8, 300) and no_loss is None
+    no_logits, loss = model(x, y)
+    assert no_logits is None
     by_hand = [
         math.log(sum(math.exp(value) for value in logits[b, t].tolist())) - logits[b, t, y[b, t]].item()
         for b in range(3)
         for t in range(8)
     ]
     assert loss.item() == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-5)
-    assert model(x)[1] is None
+
+
+def test_loss_and_gradients_of_a_large_batch_are_those_of_all_logits_at_once():
+    """The loss is summed over parts, the last of them smaller; nothing of that may show."""
+    config = replace(MICRO, max_len=400)
+    model, ids = micro_model(config=config), random_ids(300, 6, 401)
+    x, y = ids[:, :-1], ids[:, 1:]
+    assert x.numel() > 2 * TOKENS_AT_ONCE and x.numel() % TOKENS_AT_ONCE
+    one = model(x, y)[1]
+    in_parts = torch.autograd.grad(one, list(model.parameters()))
+    other = torch.nn.functional.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
+    torch.testing.assert_close(one, other)
+    at_once = torch.autograd.grad(other, list(model.parameters()))
+    for part, whole in zip(in_parts, at_once, strict=True):
+        torch.testing.assert_close(part, whole, atol=1e-6, rtol=1e-3)
+
+
+def test_the_loss_holds_the_logits_of_one_part_only():
+    config = replace(MICRO, vocab_size=5_000, n_layer=1, max_len=512)
+    model, ids = micro_model(config=config), random_ids(5_000, 16, 512)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        model(ids, ids)[1].backward()
+    assert max(kept) <= TOKENS_AT_ONCE * 5_000 < ids.numel() * 5_000 / 4
+    assert sum(size == TOKENS_AT_ONCE * 5_000 for size in kept) <= 16, "logits were kept for the gradient"
+
+
+@pytest.mark.parametrize("T", [1, 5, QUERIES_AT_ONCE, QUERIES_AT_ONCE + 1, 3 * QUERIES_AT_ONCE + 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_in_parts_is_torchs_own(T, dtype):
+    torch.manual_seed(0)
+    ours, theirs = (
+        [
+            torch.randn(2, 3, T, 8, generator=torch.Generator().manual_seed(i)).to(dtype).requires_grad_()
+            for i in range(3)
+        ]
+        for _ in range(2)
+    )
+    out = causal_attention(*ours)
+    expected = torch.nn.functional.scaled_dot_product_attention(*theirs, is_causal=True)
+    assert out.dtype == dtype
+    close = dict(atol=1e-5, rtol=1e-4) if dtype is torch.float32 else dict(atol=0.05, rtol=0.05)
+    torch.testing.assert_close(out, expected, **close)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, **close)
+
+
+def read_with_cache(model, prompts, then):
+    """Logits after the prompts, and after each further token, (len(prompts), 1 + len(then), V)."""
+    cache = model.new_cache([len(prompt) for prompt in prompts])
+    padded = torch.tensor([prompt + [0] * (cache.longest - len(prompt)) for prompt in prompts])
+    with torch.inference_mode():
+        logits = [model(padded, cache=cache)[0]]
+        logits += [model(ids[:, None], cache=cache)[0] for ids in then.unbind(1)]
+    return torch.cat(logits, dim=1)
+
+
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=4), st.integers(0, 6), st.integers(0, 10_000))
+@settings(deadline=None)
+def test_with_the_cache_logits_are_those_of_the_whole_text_whatever_else_is_in_the_batch(lengths, further, seed):
+    model = micro_model()
+    torch.nn.init.normal_(model.tok_emb.weight)  # large, so that a leak would show
+    prompts = [random_ids(300, length, seed=seed + row).tolist() for row, length in enumerate(lengths)]
+    then = random_ids(300, len(prompts), further, seed=seed + 99)
+    logits = read_with_cache(model, prompts, then)
+    for row, prompt in enumerate(prompts):
+        with torch.inference_mode():
+            whole, _ = model(torch.tensor([prompt + then[row].tolist()]))
+        torch.testing.assert_close(logits[row], whole[0, len(prompt) - 1 :], atol=1e-4, rtol=1e-4)
+
+
+def test_with_the_cache_a_text_may_grow_to_max_len():
+    model, ids = micro_model(), random_ids(300, 1, 16)
+    logits = read_with_cache(model, [ids[0, :1].tolist()], ids[:, 1:])
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, model(ids)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_nothing_has_a_bias():

@@ -41,7 +41,19 @@ def test_importing_the_package_brings_no_figures_and_no_widgets():
 
 
 def test_modules_import_only_what_stands_above_them():
-    order = ["toyland", "files", "copies", "sources", "stories", "tokenizer", "loader", "model", "recipe", "device"]
+    order = [
+        "toyland",
+        "files",
+        "copies",
+        "sources",
+        "stories",
+        "tokenizer",
+        "loader",
+        "attention",
+        "model",
+        "recipe",
+        "device",
+    ]
     order += ["session", "checkpoint", "mirror", "runlog", "state", "step", "trainer", "generate", "review", "presets"]
     order += ["stages", "__main__"]
     for position, name in enumerate(order):

@@ -4,15 +4,20 @@ Shapes below: B sequences, T tokens, C = d_model, H heads of D = C / H, V = voca
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-ROPE_BASE = 10_000.0
+from tinystories_lab.attention import KVCache, apply_rope, causal_attention, rope_tables
+
 NORM_EPS = 1e-5
 INIT_STD = 0.02
+TOKENS_AT_ONCE = 1_024  # in the loss: their logits are all that is held, 33 MB for 8,000 tokens in float32
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,6 @@ class GPTConfig:
         return math.ceil(8 * self.d_model / 3 / 8) * 8
 
 
-def rope_tables(max_len: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every (position, pair) angle, each (max_len, head_dim)."""
-    frequencies = ROPE_BASE ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies).repeat(1, 2)
-    return angles.cos().float(), angles.sin().float()
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of x (..., T, D) by its position's angle; the layout is that of Llama in transformers."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 class Attention(nn.Module):
     """Causal self-attention; positions enter as rotations of queries and keys."""
 
@@ -61,13 +53,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor] = causal_attention) -> Tensor:
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         # The tables are float32; under autocast the products would be too, and attention wants one dtype.
         q, k = apply_rope(q, cos, sin).type_as(v), apply_rope(k, cos, sin).type_as(v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = attend(q, k, v)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -94,9 +86,14 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
         self.feed_forward = SwiGLU(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor] = causal_attention) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, attend)
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+def summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies of tokens: x (N, C), head (V, C), targets (N)."""
+    return F.cross_entropy(F.linear(x, head).float(), targets, reduction="sum")
 
 
 class GPTMini(nn.Module):
@@ -126,21 +123,37 @@ class GPTMini(nn.Module):
                 parameter, std=INIT_STD / math.sqrt(2 * self.config.n_layer) if adds_to_residual else INIT_STD
             )
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) for ids (B, T) int64; with targets (B, T) also the mean cross-entropy in nats a token.
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits (B, T, V) for ids (B, T) int64, and no loss.
 
+        With targets (B, T) the mean cross-entropy in nats a token, and no logits: they would be most of the memory. With
+        a cache, ids are the prompts or each row's next token, and the logits (B, 1, V) those after each row's last one.
         Raises ValueError when T is over max_len.
         """
         T = ids.shape[1]
         if self.config.max_len < T:
             raise ValueError(f"{T} tokens in a row; this model was built for at most max_len={self.config.max_len}")
         x = self.tok_emb(ids)  # (B, T, C)
-        for block in self.blocks:
-            x = block(x, self.cos[:T], self.sin[:T])
-        logits = F.linear(self.norm(x), self.tok_emb.weight)  # (B, T, V)
+        positions = slice(T) if cache is None else cache.positions(T)
+        cos, sin = self.cos[positions], self.sin[positions]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, causal_attention if cache is None else partial(cache.attend, layer))
+        x = self.norm(x if cache is None else cache.last(x))
         if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            return F.linear(x, self.tok_emb.weight), None
+        total = torch.zeros((), device=x.device)
+        parts = zip(x.flatten(0, 1).split(TOKENS_AT_ONCE), targets.flatten().split(TOKENS_AT_ONCE), strict=True)
+        for part, wanted in parts:  # each part's logits are made again for the gradient, and not kept till then
+            total = total + checkpoint(summed_loss, part, self.tok_emb.weight, wanted, use_reentrant=False)
+        return None, total / targets.numel()
+
+    def new_cache(self, lengths: Sequence[int]) -> KVCache:
+        """An empty cache for rows with prompts of so many tokens."""
+        config = self.config
+        shape = (len(lengths), config.n_head, config.max_len, config.d_model // config.n_head)
+        return KVCache(config.n_layer, shape, lengths, self.tok_emb.weight.device)
 
     def count_parameters(self) -> int:
         """Number of trainable values; the shared embedding counts once."""
