@@ -91,7 +91,7 @@ def train_config():
 def run(data_dir, model_config, train_config):
     """`run(folder, log_every=1)` gives the iterator of a micro run with such changes to its choices."""
 
-    def start(run_dir, dtype=None, **changes):
+    def start(run_dir, dtype=torch.float32, **changes):  # whatever this CPU is good at
         mirrored = {"mirror_root": changes.pop("mirror_root")} if "mirror_root" in changes else {}
         return train(run_dir, data_dir, model_config, replace(train_config, **changes), "cpu", dtype, **mirrored)
 

@@ -22,6 +22,7 @@ from tinystories_lab.checkpoint import (
     load_model,
     save_checkpoint,
     step_checkpoints,
+    write_checkpoint,
 )
 from tinystories_lab.model import GPTConfig, GPTMini, rope_tables
 from tinystories_lab.recipe import TrainConfig
@@ -63,7 +64,7 @@ def assert_equal(one, other):
 @pytest.fixture(scope="module")
 def good_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("good") / "last.pt"
-    trained_state().save(path)
+    write_checkpoint(path, trained_state().checkpoint())
     return path
 
 
@@ -75,11 +76,11 @@ def good_bytes(good_file):
 def test_every_number_comes_back(tmp_path):
     state = trained_state()
     state.skipped_updates = 7
-    state.save(tmp_path / "last.pt")
+    write_checkpoint(tmp_path / "last.pt", state.checkpoint())
     random_before = torch.get_rng_state()
     torch.rand(5)
     other = TrainState.new(MICRO, CONFIG, "f" * 64, "d" * 64, CPU, torch.float16)
-    other.restore(tmp_path / "last.pt")
+    other.restore(other.load_same_run(tmp_path / "last.pt"))
     assert_equal(other.model.state_dict(), state.model.state_dict())
     assert_equal(other.optimizer.state_dict(), state.optimizer.state_dict())
     assert_equal(other.scaler.state_dict(), state.scaler.state_dict())
@@ -96,7 +97,7 @@ def test_a_checkpoint_holds_the_choices_and_further_plain_values(tmp_path):
     assert checkpoint["step"] == 4 and checkpoint["tokenizer_sha256"] == "abc"
     assert GPTConfig(**checkpoint["model_config"]) == MICRO
     assert_equal({key: checkpoint[key] for key in plain}, plain)
-    trained_state().save(tmp_path / "b.pt")
+    write_checkpoint(tmp_path / "b.pt", trained_state().checkpoint())
     assert TrainConfig(**load_checkpoint(tmp_path / "b.pt")["train_config"]) == CONFIG
 
 
@@ -260,7 +261,7 @@ def test_when_no_checkpoint_verifies_nothing_starts_anew(tmp_path):
 def at_step(step, path):
     state = trained_state(1)
     state.step = step
-    state.save(path)
+    write_checkpoint(path, state.checkpoint())
     return path
 
 
@@ -317,13 +318,13 @@ def test_files_that_only_look_like_kept_steps_are_left_alone(tmp_path, good_file
 @pytest.mark.parametrize("where", ["weight", "moment"])
 def test_values_that_are_not_finite_are_neither_saved_nor_trusted(tmp_path, where, value):
     state = trained_state(1)
-    state.save(tmp_path / "last.pt")
+    write_checkpoint(tmp_path / "last.pt", state.checkpoint())
     before = (tmp_path / "last.pt").read_bytes()
     weight = state.model.norm.weight
     with torch.no_grad():
         (weight if where == "weight" else state.optimizer.state[weight]["exp_avg"])[3] = value
     with pytest.raises(FloatingPointError, match=r"holds values that are not finite: .*last\.pt was left as it was"):
-        state.save(tmp_path / "last.pt")
+        write_checkpoint(tmp_path / "last.pt", state.checkpoint())
     assert (tmp_path / "last.pt").read_bytes() == before
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     if where == "weight":
@@ -349,7 +350,7 @@ def test_a_file_with_the_right_names_and_other_things_in_them_is_refused_by_name
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure):
-    trained_state(1).save(tmp_path / "last.pt")
+    write_checkpoint(tmp_path / "last.pt", trained_state(1).checkpoint())
     before = (tmp_path / "last.pt").read_bytes()
 
     def fill_the_disk(checkpoint, file):
@@ -358,7 +359,7 @@ def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure)
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
     with pytest.raises(type(failure)):
-        trained_state(2).save(tmp_path / "last.pt")
+        write_checkpoint(tmp_path / "last.pt", trained_state(2).checkpoint())
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     assert (tmp_path / "last.pt").read_bytes() == before
 
@@ -371,17 +372,17 @@ def test_a_file_that_cannot_grow_further_is_an_os_error_wherever_it_ends(tmp_pat
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            state.save(tmp_path / "last.pt")
+            write_checkpoint(tmp_path / "last.pt", state.checkpoint())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
 
 
 def test_resuming_another_model_tokenizer_or_data_is_refused_with_both_values(tmp_path):
-    trained_state().save(tmp_path / "last.pt")
+    write_checkpoint(tmp_path / "last.pt", trained_state().checkpoint())
     other = TrainState.new(replace(MICRO, n_layer=2), CONFIG, "e" * 64, "c" * 64, CPU, torch.float32)
     with pytest.raises(ValueError) as refused:
-        other.restore(tmp_path / "last.pt")
+        other.restore(other.load_same_run(tmp_path / "last.pt"))
     assert "n_layer 1 there, 2 now" in str(refused.value)
     assert "tokenizer ffffffffffff there, eeeeeeeeeeee now" in str(refused.value)
     assert "data dddddddddddd there, cccccccccccc now" in str(refused.value)
@@ -395,9 +396,9 @@ def test_resuming_another_model_tokenizer_or_data_is_refused_with_both_values(tm
 def test_a_run_may_go_on_in_another_precision(tmp_path, before, now):
     """Colab lends an A100 today and a T4 tomorrow."""
     state = trained_state(dtype=before)
-    state.save(tmp_path / "last.pt")
+    write_checkpoint(tmp_path / "last.pt", state.checkpoint())
     other = TrainState.new(MICRO, CONFIG, "f" * 64, "d" * 64, CPU, now)
-    other.restore(tmp_path / "last.pt")
+    other.restore(other.load_same_run(tmp_path / "last.pt"))
     assert_equal(other.model.state_dict(), state.model.state_dict())
     assert other.scaler.is_enabled() == (now is torch.float16)
 
@@ -420,5 +421,5 @@ def test_weights_are_drawn_from_the_seed_alone():
 
 
 def test_no_partial_file_is_left_beside_a_checkpoint(tmp_path):
-    trained_state(1).save(tmp_path / "runs" / "new" / "last.pt")
+    write_checkpoint(tmp_path / "runs" / "new" / "last.pt", trained_state(1).checkpoint())
     assert [path.name for path in Path(tmp_path / "runs" / "new").iterdir()] == ["last.pt"]

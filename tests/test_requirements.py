@@ -53,8 +53,21 @@ def test_modules_import_only_what_stands_above_them():
         "model",
         "recipe",
         "device",
+        "ranks",
     ]
-    order += ["session", "checkpoint", "mirror", "runlog", "state", "step", "trainer", "generate", "review", "presets"]
+    order += [
+        "session",
+        "checkpoint",
+        "mirror",
+        "runlog",
+        "state",
+        "step",
+        "keeper",
+        "trainer",
+        "generate",
+        "review",
+        "presets",
+    ]
     order += ["stages", "__main__"]
     for position, name in enumerate(order):
         text = (ROOT / "tinystories_lab" / f"{name}.py").read_text()

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,13 +19,13 @@ import torch
 from micro import differences, log_of, same
 
 import tinystories_lab
-from tinystories_lab import recipe, step, trainer
-from tinystories_lab.checkpoint import load_checkpoint, load_model
+from tinystories_lab import keeper, recipe, step, trainer
+from tinystories_lab.checkpoint import load_checkpoint, load_model, write_checkpoint
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.runlog import append_row, read_log, read_rows
-from tinystories_lab.state import TrainState, resume_sentence
+from tinystories_lab.state import resume_sentence
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.trainer import evaluate, train
 
@@ -230,17 +231,28 @@ def test_a_run_lost_in_its_last_evaluation_ends_with_its_last_row(run, uninterru
 
 def saved_steps(monkeypatch, run, *arguments, **changes):
     """The steps at which last.pt was saved."""
-    steps, save = [], TrainState.save
+    steps = []
 
-    def count(state, path, **options):
+    def count(path, checkpoint):
         if path.name == "last.pt":
-            steps.append(state.step)
-        save(state, path, **options)
+            steps.append(checkpoint["step"])
+        write_checkpoint(path, checkpoint)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainState, "save", count)
+        patch.setattr(keeper, "write_checkpoint", count)
         list(run(*arguments, **changes))
     return steps
+
+
+def refuse_to_write(patch, name, error):
+    """From now on the disk refuses the checkpoint of that name."""
+
+    def refuse(path, checkpoint):
+        if path.name == name:
+            raise error
+        write_checkpoint(path, checkpoint)
+
+    patch.setattr(keeper, "write_checkpoint", refuse)
 
 
 def test_last_pt_is_saved_every_so_many_steps_and_before_each_evaluation(run, tmp_path, monkeypatch):
@@ -289,11 +301,8 @@ def test_when_the_last_save_fails_too_the_run_goes_on_from_the_one_before(run, u
 def test_a_final_pt_that_cannot_be_written_is_an_error_and_the_next_call_writes_it(
     run, uninterrupted, tmp_path, monkeypatch
 ):
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied", "final.pt")
-
     with monkeypatch.context() as patch:
-        patch.setattr(TrainState, "save_model", refuse)
+        refuse_to_write(patch, "final.pt", PermissionError(13, "Permission denied", "final.pt"))
         with pytest.raises(PermissionError), pytest.warns(UserWarning, match=r"final\.pt could not be saved"):
             list(run(tmp_path))
     assert list(run(tmp_path)) == []
@@ -303,12 +312,9 @@ def test_a_final_pt_that_cannot_be_written_is_an_error_and_the_next_call_writes_
 def test_an_older_final_pt_is_replaced_though_the_last_step_could_not_write_it(
     run, uninterrupted, tmp_path, monkeypatch
 ):
-    def refuse(*_):
-        raise OSError(28, "No space left on device")
-
     list(run(tmp_path, total_steps=6))
     with monkeypatch.context() as patch:
-        patch.setattr(TrainState, "save_model", refuse)
+        refuse_to_write(patch, "final.pt", OSError(28, "No space left on device"))
         with pytest.raises(OSError, match="No space"), pytest.warns(UserWarning):
             list(run(tmp_path))
     assert load_checkpoint(tmp_path / "final.pt", {"step"})["step"] == 6
@@ -323,7 +329,7 @@ def test_rows_that_cannot_be_written_wait_for_the_disk(run, uninterrupted, tmp_p
     with pytest.warns(UserWarning, match=r"loss\.jsonl could not be written .*its rows wait, and training goes on"):
         for row in run(tmp_path):
             if row["step"] == 1:
-                monkeypatch.setattr(trainer, "append_row", refuse)
+                monkeypatch.setattr(keeper, "append_row", refuse)
             if row["step"] == 6:
                 assert [row["step"] for row in read_log(tmp_path / "loss.jsonl")] == [1]
                 monkeypatch.undo()
@@ -373,16 +379,12 @@ def test_steps_that_the_log_knows_were_lost_are_counted(run, tmp_path, capsys, m
     with pytest.warns(UserWarning), monkeypatch.context() as patch:
         for row in run(tmp_path, log_every=1):
             if row["step"] == 5:
-                patch.setattr(TrainState, "save", lambda *_, **__: throw_os_error())
+                refuse_to_write(patch, "last.pt", OSError(28, "No space left on device"))
             if row["step"] == 11:
                 break
     list(run(tmp_path, log_every=1))
     # step_00005.pt was the last file that could be written
     assert re.search(r"resumed at step 5, saved \d+ seconds ago, 6 steps lost at most\n", capsys.readouterr().out)
-
-
-def throw_os_error():
-    raise OSError(28, "No space left on device")
 
 
 def test_the_first_row_of_each_later_session_says_from_where(run, tmp_path):
@@ -789,3 +791,128 @@ def test_rows_of_steps_that_were_lost_are_replaced(run, uninterrupted, tmp_path)
     append_row(tmp_path / "loss.jsonl", {"step": 9, "train_loss": -1.0})  # as if killed before step 9 was saved
     list(run(tmp_path))
     assert not differences(tmp_path, uninterrupted())
+
+
+# --- beside the training: as on a GPU --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Checkpoints are written by a thread."""
+    monkeypatch.setattr(keeper, "writes_beside", lambda device: True)
+
+
+def slowly(monkeypatch, run_dir, may_go_on):
+    """From now on writing last.pt takes until `may_go_on` is set."""
+
+    def write(path, checkpoint):
+        if path.name == "last.pt":
+            assert may_go_on.wait(30)
+        write_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(keeper, "write_checkpoint", write)
+
+
+def test_a_run_saved_beside_the_training_is_the_same(beside, run, uninterrupted, tmp_path):
+    for row in run(tmp_path):
+        if row["step"] == 9:
+            break
+    list(run(tmp_path))
+    assert not differences(tmp_path, uninterrupted())
+
+
+def test_what_is_saved_beside_the_training_is_the_step_at_which_it_was_asked_for(beside, run, tmp_path, monkeypatch):
+    may_go_on = threading.Event()
+    slowly(monkeypatch, tmp_path, may_go_on)
+    for row in run(tmp_path, log_every=1, save_every=8, eval_every=12, keep_every=99):
+        if row["step"] == 11:  # three steps went on while step 8 was waiting for the disk
+            assert not (tmp_path / "last.pt").exists()
+            may_go_on.set()
+            break
+    saved = load_checkpoint(tmp_path / "last.pt")
+    assert saved["step"] == 11 and saved["orderly"], "the last save, at the end of the session, is waited for"
+
+
+def test_a_checkpoint_saved_beside_holds_none_of_the_later_steps(beside, run, uninterrupted, tmp_path, monkeypatch):
+    may_go_on = threading.Event()
+    slowly(monkeypatch, tmp_path, may_go_on)
+    rows = run(tmp_path, log_every=1, save_every=8, eval_every=12, keep_every=99)
+    for row in rows:
+        if row["step"] == 11:
+            break
+    may_go_on.set()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    shutil.copy(tmp_path / "last.pt", tmp_path / "of_step_8.pt")
+    rows.close()
+    settled = tmp_path / "settled"
+    settled.mkdir()
+    shutil.copy(tmp_path / "of_step_8.pt", settled / "last.pt")
+    assert load_checkpoint(settled / "last.pt")["step"] == 8
+    list(run(settled, log_every=1, save_every=8, eval_every=12, keep_every=99))
+    finished = uninterrupted(log_every=1, save_every=8, eval_every=12, keep_every=99)
+    assert same(load_checkpoint(settled / "last.pt")["model"], load_checkpoint(finished / "last.pt")["model"])
+
+
+def test_a_save_beside_that_fails_warns_and_the_run_ends_whole(beside, run, uninterrupted, tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match=r"last\.pt could not be saved .*No space left"):
+        for row in run(tmp_path, log_every=1):
+            if row["step"] == 5:
+                monkeypatch.setattr(
+                    keeper, "write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+                )
+            if row["step"] == 9:
+                monkeypatch.setattr(keeper, "write_checkpoint", write_checkpoint)
+    assert not differences(tmp_path, uninterrupted(log_every=1))
+
+
+# --- compiled ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_cannot_be_compiled_is_trained_all_the_same(run, uninterrupted, tmp_path, monkeypatch, capsys):
+    def refuse(model, **_):
+        def forward(*_):
+            raise RuntimeError("no C++ compiler was found\nand more")
+
+        return forward
+
+    monkeypatch.setattr(step, "choose_compile", lambda device, flops: (True, "for the test"))
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.warns(UserWarning, match=r"could not be compiled \(no C\+\+ compiler was found\): training goes on"):
+        list(run(tmp_path))
+    assert not differences(tmp_path, uninterrupted())
+
+
+def test_compiling_is_no_step_and_not_timed(run, uninterrupted, tmp_path, monkeypatch, capsys):
+    def slow_at_first(model, **_):
+        def forward(x, y):
+            if not called:
+                called.append(time.sleep(1.0))
+            return model(x, y)
+
+        called = []
+        return forward
+
+    monkeypatch.setattr(step, "choose_compile", lambda device, flops: (True, "for the test"))
+    monkeypatch.setattr(torch, "compile", slow_at_first)
+    rows = list(run(tmp_path))
+    assert rows[-1]["seconds"] < 1.0, "the time that compiling takes counts as training"
+    assert re.search(r"compiling the model \(for the test\).*\ncompiled in 1 s", capsys.readouterr().out)
+    assert not differences(tmp_path, uninterrupted())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_run_that_was_interrupted_equals_one_that_was_not(run, tmp_path, monkeypatch):
+    """In bits, and it learns what the plain one learns."""
+    monkeypatch.setattr(step, "choose_compile", lambda device, flops: (True, "for the test"))
+    for row in run(tmp_path / "stopped"):
+        if row["step"] == 9:
+            break
+    list(run(tmp_path / "stopped"))
+    compiled = list(run(tmp_path / "whole"))
+    assert not differences(tmp_path / "stopped", tmp_path / "whole")
+    monkeypatch.undo()
+    plain = list(run(tmp_path / "plain"))
+    for one, other in zip(compiled, plain, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-3)

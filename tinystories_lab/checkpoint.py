@@ -25,17 +25,26 @@ def save_checkpoint(
     model: GPTMini,
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    **plain: Any,
+) -> None:
+    """Write a checkpoint whole: `checkpoint_of` what is given, by `write_checkpoint`."""
+    write_checkpoint(path, checkpoint_of(model, optimizer, scaler, **plain))
+
+
+def checkpoint_of(
+    model: GPTMini,
+    optimizer: torch.optim.Optimizer | None = None,
+    scaler: torch.amp.GradScaler | None = None,
     *,
     step: int,
     tokenizer_sha256: str | None = None,
     **plain: Any,
-) -> None:
-    """Write a checkpoint whole: written beside, synced, renamed.
+) -> dict[str, Any]:
+    """What a checkpoint holds; its tensors are those of the model and optimizer, not copies.
 
     `step` is the next step to run, counted from 0: as many steps are finished. Learning rate and batches follow from
-    it, so neither is kept. With optimizer and scaler the run can resume from the file; without, it only holds a
-    model. `plain` takes further tensors and plain values. Raises OSError when the disk refuses, FloatingPointError when
-    weights or moments are not finite; both leave the file that was there.
+    it, so neither is kept. With optimizer and scaler the run can resume from it; without, it only holds a
+    model. `plain` takes further tensors and plain values.
     """
     checkpoint = {"step": step, "model": model.state_dict(), "model_config": asdict(model.config)}
     checkpoint |= {"tokenizer_sha256": tokenizer_sha256, **plain}
@@ -45,6 +54,15 @@ def save_checkpoint(
             "scaler": scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
+    return checkpoint
+
+
+def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint whole: written beside, synced, renamed.
+
+    Raises OSError when the disk refuses, FloatingPointError when weights or moments are not finite; both leave the file
+    that was there.
+    """
     if broken := not_finite(checkpoint):
         raise FloatingPointError(f"{broken} holds values that are not finite: {path} was left as it was")
     whole = BytesIO()  # torch's writer hides a full disk behind an error of its own, so it does not meet the disk

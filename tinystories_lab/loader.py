@@ -16,6 +16,7 @@ class BinLoader:
 
     `sampling="random"` draws windows anywhere, with replacement, as the chapter does; `"shuffle"` cuts the file into
     windows side by side and visits each exactly once an epoch, in an order made from (seed, epoch).
+    Batches come on `device`; a GPU holds the whole file if it takes less than an eighth of the memory that is free.
 
     Raises FileNotFoundError for a missing file; ValueError when its size is odd, when it is shorter than one window,
     when its sidecar disagrees with it or with `tokenizer_sha256`, or when an id does not fit `vocab_size`.
@@ -30,6 +31,7 @@ class BinLoader:
         sampling: str = "random",
         vocab_size: int | None = None,
         tokenizer_sha256: str | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if sampling not in SAMPLINGS:
             raise ValueError(f"sampling is {sampling!r}; it must be one of {SAMPLINGS}")
@@ -51,6 +53,10 @@ class BinLoader:
             )
         self.windows = (len(self.tokens) - 1) // seq_len  # side by side, each with one token more to predict
         self._order = (-1, np.empty(0, np.int64))  # the last epoch's order: a cache, not state
+        self.device, self._on_device = torch.device(device), None
+        if fits_on(self.device, self.tokens.nbytes):  # as int16: PyTorch does little with uint16
+            whole = torch.from_numpy(np.array(self.tokens).view(np.int16)).to(self.device)
+            self._on_device = whole.unfold(0, seq_len + 1, 1)  # a view, as below
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch of `step`: x and y, int64, each (batch_size, seq_len); y is x one token later."""
@@ -58,17 +64,33 @@ class BinLoader:
             rng = np.random.default_rng((self.seed, step))
             starts = rng.integers(0, len(self.tokens) - self.seq_len, self.batch_size)
         else:
-            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-            starts = np.array([self._window(position) * self.seq_len for position in positions])
-        windows = self.tokens[starts[:, None] + np.arange(self.seq_len + 1)]  # (batch_size, seq_len + 1)
-        ids = torch.from_numpy(windows.astype(np.int64))
+            places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            epochs = range(places[0] // self.windows, places[-1] // self.windows + 1)
+            in_order = [
+                self._order_of(epoch)[places[places // self.windows == epoch] % self.windows] for epoch in epochs
+            ]
+            starts = np.concatenate(in_order) * self.seq_len
+        if self._on_device is not None:
+            ids = self._on_device[to_device(torch.from_numpy(starts), self.device)].long() & 0xFFFF
+        else:
+            windows = np.lib.stride_tricks.sliding_window_view(self.tokens, self.seq_len + 1)[starts]
+            ids = to_device(torch.from_numpy(windows.astype(np.int64)), self.device)
         return ids[:, :-1], ids[:, 1:]
 
-    def _window(self, position: int) -> int:
-        epoch, index = divmod(position, self.windows)
+    def _order_of(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.windows))
-        return self._order[1][index]
+        return self._order[1]
+
+
+def fits_on(device: torch.device, size: int) -> bool:
+    """Whether `device` is a GPU with room to spare for `size` bytes."""
+    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 8
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; from pinned memory, a GPU fetches it while the CPU goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def open_tokens(path: Path) -> np.ndarray:

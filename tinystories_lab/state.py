@@ -1,15 +1,14 @@
 """What changes from step to step, how it is kept, and how a run is found again."""
 
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, save_checkpoint
+from tinystories_lab.checkpoint import checkpoint_of, load_checkpoint
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.recipe import MAY_CHANGE, TrainConfig, lr_at, make_optimizer
 from tinystories_lab.runlog import Row
@@ -17,7 +16,10 @@ from tinystories_lab.runlog import Row
 
 @dataclass
 class TrainState:
-    """What changes from step to step, and so what a checkpoint holds; `step` is the next one to run."""
+    """What changes from step to step, and so what a checkpoint holds; `step` is the next one to run.
+
+    `forward` is how the model is called in training: itself, or compiled, or with its gradients averaged over processes.
+    """
 
     model: GPTMini
     optimizer: torch.optim.Optimizer
@@ -29,7 +31,11 @@ class TrainState:
     seconds: float = 0.0
     skipped_updates: int = 0
     row: Row | None = None  # the last one made; its evaluation comes after the save, so it may lack val_loss
+    forward: Callable[..., Any] = field(init=False)
     whole: bool = True  # False while weights move: model, optimizer and step do not belong together
+
+    def __post_init__(self) -> None:
+        self.forward = self.model
 
     @classmethod
     def new(
@@ -63,16 +69,16 @@ class TrainState:
             "loss_scale": self.scaler.get_scale(),
         }
 
-    def save(self, path: Path, orderly: bool = False) -> None:
-        """Write a checkpoint to resume from; `orderly` says that the session ends with it. Raises as `save_checkpoint`."""
+    def checkpoint(self, orderly: bool = False) -> dict[str, Any]:
+        """What to resume from (see `checkpoint_of`); `orderly` says that the session ends with it."""
         names = ("tokenizer_sha256", "data_sha256", "seconds", "skipped_updates", "row")
         plain = {name: getattr(self, name) for name in names} | {"saved_at": time.time(), "orderly": orderly}
         state = (self.model, self.optimizer, self.scaler)
-        save_checkpoint(path, *state, step=self.step, train_config=asdict(self.config), **plain)
+        return checkpoint_of(*state, step=self.step, train_config=asdict(self.config), **plain)
 
-    def save_model(self, path: Path) -> None:
-        """Write a checkpoint that holds the model alone."""
-        save_checkpoint(path, self.model, step=self.step, tokenizer_sha256=self.tokenizer_sha256)
+    def model_checkpoint(self) -> dict[str, Any]:
+        """The model alone."""
+        return checkpoint_of(self.model, step=self.step, tokenizer_sha256=self.tokenizer_sha256)
 
     def load_same_run(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint of this run. Raises ValueError when it is of another one, saying what differs."""
@@ -90,9 +96,8 @@ class TrainState:
             )
         return checkpoint
 
-    def restore(self, path: Path) -> dict[str, Any]:
-        """Go on from a checkpoint, which is returned. Raises as `load_same_run`."""
-        checkpoint = self.load_same_run(path)
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from a checkpoint that `load_same_run` has read."""
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         if checkpoint["scaler"]:  # empty when the last session needed no loss scaling: an A100 then, a T4 now
@@ -100,26 +105,6 @@ class TrainState:
         torch.set_rng_state(checkpoint["torch_rng"])
         for name in ("step", "seconds", "skipped_updates", "row"):
             setattr(self, name, checkpoint[name])
-        return checkpoint
-
-
-def save_or_warn(save: Callable[[Path], None], path: Path) -> bool:
-    """Whether `save(path)` went well; if not, what was there is still there, and a warning says why."""
-    try:
-        save(path)
-    except (OSError, FloatingPointError) as error:
-        warnings.warn(
-            f"{path} could not be saved ({error}): what was there is kept, and training goes on", stacklevel=3
-        )
-        return False
-    return True
-
-
-def step_of_model(path: Path) -> int | None:
-    try:
-        return load_checkpoint(path, MODEL_KEYS)["step"]
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def resume_sentence(checkpoint: dict[str, Any], config: TrainConfig, logged_step: int, mirrored: bool) -> str:

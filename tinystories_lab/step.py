@@ -1,10 +1,14 @@
 """One step: how one batch moves the weights, in the precision and the memory that there is."""
 
+import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
+from tinystories_lab.device import choose_compile
+from tinystories_lab.ranks import mean_over_ranks
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.state import TrainState
 
@@ -21,20 +25,21 @@ def take_step(
     """
     model, optimizer, scaler, config = state.model, state.optimizer, state.scaler, state.config
     device = model.tok_emb.weight.device
-    x, y = (part.to(device, non_blocking=True) for part in batch)
+    micro_batches = list(zip(*(part.to(device).chunk(config.micro_batches) for part in batch), strict=True))
     for group in optimizer.param_groups:
         group["lr"] = lr_at(state.step, config)
     moved = False
     while not moved:
         mean_loss = torch.zeros((), device=device)
-        for micro_x, micro_y in zip(x.chunk(config.micro_batches), y.chunk(config.micro_batches), strict=True):
-            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                loss = model(micro_x, micro_y)[1] / config.micro_batches
-            scaler.scale(loss).backward()
-            mean_loss += loss.detach()
+        for number, (x, y) in enumerate(micro_batches, 1):
+            # Several processes average their gradients once a step, in its last backward pass.
+            alone = nullcontext if number == len(micro_batches) else getattr(state.forward, "no_sync", nullcontext)
+            with alone():
+                mean_loss += pass_over(state, x, y, dtype)
+        mean_loss = mean_over_ranks(mean_loss)
         scaler.unscale_(optimizer)  # before clipping, or the limit would apply to scaled gradients
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        scale = scaler.get_scale()
+        scale = scaler.get_scale()  # waits for the device in float16, which must know; in other dtypes it is a constant
         state.whole = False
         scaler.step(optimizer)
         scaler.update()
@@ -51,6 +56,40 @@ def take_step(
     state.step += 1
     state.whole = True
     return mean_loss, grad_norm
+
+
+def pass_over(state: TrainState, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """One forward and backward pass over a micro-batch; returns its share of the batch's mean loss."""
+    with torch.autocast(x.device.type, dtype, enabled=dtype is not torch.float32):
+        loss = state.forward(x, y)[1] / state.config.micro_batches
+    state.scaler.scale(loss).backward()
+    return loss.detach()
+
+
+def compile_where_it_pays(state: TrainState, batch: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> None:
+    """Have PyTorch compile the passes of a run that earns it back, and run them once, so that no step is slow for it.
+
+    The weights stay as they are. Where it cannot be done, a warning says why, and training goes on without it.
+    """
+    device, config = batch[0].device, state.config
+    pays, why = choose_compile(device, 6 * state.model.count_parameters() * config.total_steps * config.tokens_per_step)
+    if not pays:
+        return
+    print(f"compiling the model ({why}): this takes a minute or so, once a session ...")
+    started, plain = time.perf_counter(), state.forward
+    state.forward = torch.compile(plain, dynamic=False)
+    try:
+        pass_over(state, *(part.chunk(config.micro_batches)[0] for part in batch), dtype)
+        print(f"compiled in {time.perf_counter() - started:.0f} s, which tokens_per_second does not count")
+    except torch.OutOfMemoryError:
+        pass  # the first step finds out too, and mends it
+    except Exception as error:  # a missing compiler, an unknown GPU, PyTorch's own: each raises something else
+        state.forward = plain
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"the model could not be compiled ({reason}): training goes on without, more slowly", stacklevel=2
+        )
+    state.optimizer.zero_grad()
 
 
 def take_step_that_fits(

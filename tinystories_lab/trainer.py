@@ -5,25 +5,24 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from tinystories_lab.checkpoint import latest_checkpoint, step_checkpoints
+from tinystories_lab.checkpoint import latest_checkpoint
 from tinystories_lab.copies import sha256_of
 from tinystories_lab.device import choose_device, choose_dtype
+from tinystories_lab.keeper import Keeper
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.mirror import Mirror
 from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.ranks import average_gradients, from_first_rank, mean_over_ranks, my_rows, rank, ranks
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import Row, append_row, read_log
+from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.session import endings_raise, one_writer, signals_wait
-from tinystories_lab.state import TrainState, resume_sentence, save_or_warn, step_of_model
-from tinystories_lab.step import divergence_sentence, take_step_that_fits
+from tinystories_lab.state import TrainState, resume_sentence
+from tinystories_lab.step import compile_where_it_pays, divergence_sentence, take_step_that_fits
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
-
-KEPT_STEP_CHECKPOINTS = 2
 
 
 @torch.inference_mode()
@@ -32,12 +31,12 @@ def evaluate(
 ) -> float:
     """Mean loss in nats a token over the loader's first `batches` batches: the same windows at every call."""
     device = model.tok_emb.weight.device
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for step in range(batches):
-        for x, y in zip(*(part.to(device).chunk(micro_batches) for part in loader.batch(step)), strict=True):
+        for x, y in zip(*(part.to(device).chunk(micro_batches) for part in my_rows(loader.batch(step))), strict=True):
             with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                total += model(x, y)[1].item() / micro_batches
-    return total / batches
+                total += model(x, y)[1].double() / micro_batches
+    return mean_over_ranks(total).item() / batches
 
 
 def train(
@@ -57,6 +56,7 @@ def train(
     loss_scale (of float16), resumed_from (first row of a session that went on), mirrored_step (with a mirror).
     `data_dir` holds train.bin, val.bin and tokenizer.json; the latter is copied beside the model. `mirror_root` is a
     folder on another disk that keeps a copy of run and data, and from which they come back (see `Mirror`).
+    Under torchrun (see `ranks`) every process calls this; each takes its share of the same batches, the first one writes.
 
     last.pt is saved every `save_every` steps, before each evaluation, after `save_minutes`, and when the loop is left in
     any way: break, exception, Ctrl-C, SIGTERM. The next call goes on exactly there. A save that fails warns, and training
@@ -73,22 +73,28 @@ def train(
         raise ValueError(
             f"seq_len is {config.seq_len}, but the model's max_len is {model_config.max_len}: lower one or raise the other"
         )
+    if config.batch_size % (ranks() * config.micro_batches):
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a multiple of {ranks()} processes times micro_batches "
+            f"{config.micro_batches}: take another number of processes"
+        )
     tokenizer = load_tokenizer(data_dir / "tokenizer.json")
     fingerprint = tokenizer_sha256(tokenizer)
-    fits = {"vocab_size": model_config.vocab_size, "tokenizer_sha256": fingerprint}
+    fits = {"vocab_size": model_config.vocab_size, "tokenizer_sha256": fingerprint, "device": device}
     loader = BinLoader(data_dir / "train.bin", config.batch_size, config.seq_len, config.seed, config.sampling, **fits)
     held_out = BinLoader(data_dir / "val.bin", config.batch_size, config.seq_len, sampling="shuffle", **fits)
     state = TrainState.new(model_config, config, fingerprint, sha256_of(data_dir / "train.bin"), device, dtype)
-    mirror = Mirror(run_dir, data_dir, mirror_root) if mirror_root else None
-    if newest := latest_checkpoint(run_dir, mirror and mirror.mirror_dir):
+    mirror = Mirror(run_dir, data_dir, mirror_root) if mirror_root and rank() == 0 else None
+    if rank() == 0 and (newest := latest_checkpoint(run_dir, mirror and mirror.mirror_dir)):
         state.load_same_run(newest)
 
     def rows() -> Iterator[Row]:
-        with one_writer(run_dir), endings_raise(), mirror or nullcontext():
+        with one_writer(run_dir) if rank() == 0 else nullcontext(), endings_raise(), mirror or nullcontext():
             if mirror:
                 mirror.fetch()
                 mirror.update()
-            save_tokenizer(tokenizer, run_dir / "tokenizer.json")
+            if rank() == 0:
+                save_tokenizer(tokenizer, run_dir / "tokenizer.json")
             yield from run_steps(state, loader, held_out, dtype, run_dir, mirror)
 
     return rows()
@@ -98,7 +104,7 @@ def run_steps(
     state: TrainState, loader: BinLoader, held_out: BinLoader, dtype: torch.dtype, run_dir: Path, mirror: Mirror | None
 ) -> Iterator[Row]:
     """The loop of `train`, once all is known to fit and nobody else writes to `run_dir`."""
-    config, log = state.config, run_dir / "loss.jsonl"
+    config = state.config
     eval_batches = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
 
     def due(step: int, every: int) -> bool:
@@ -110,18 +116,15 @@ def run_steps(
     def finish(row: Row) -> Row:
         if to_be_evaluated(row):
             row["val_loss"] = evaluate(state.model, held_out, eval_batches, dtype, state.config.micro_batches)
-        unwritten.append(row)
-        try:
-            while unwritten:
-                append_row(log, unwritten[0])
-                del unwritten[0]
-        except OSError as error:
-            warnings.warn(f"{log} could not be written ({error}): its rows wait, and training goes on", stacklevel=3)
-        return row
+        return keeper.row(row)
 
-    resumed_from, unwritten = None, []
-    if newest := latest_checkpoint(run_dir):
-        checkpoint, logged = state.restore(newest), {row["step"]: row for row in read_log(log)}
+    newest = latest_checkpoint(run_dir) if rank() == 0 else None
+    checkpoint, log = from_first_rank((newest and state.load_same_run(newest), read_log(run_dir / "loss.jsonl")))
+    if checkpoint:
+        state.restore(checkpoint)
+    keeper = Keeper(run_dir, state, mirror.update if mirror else lambda: None)
+    resumed_from, logged = None, {row["step"]: row for row in log}
+    if checkpoint:
         if state.step < config.total_steps:
             resumed_from = state.step
             print(resume_sentence(checkpoint, config, max(logged, default=0), mirror is not None))
@@ -131,15 +134,18 @@ def run_steps(
         if not row.items() <= there.items() or (to_be_evaluated(row) and "val_loss" not in there):
             yield finish(row)
 
-    first_step = saved_step = state.step
-    saved_at = time.monotonic()
+    first_step, saved_at = state.step, time.monotonic()
     steps_timed, seconds_timed, told = 0, 0.0, None
+    if state.step < config.total_steps:
+        state.forward = average_gradients(state.model)
+        compile_where_it_pays(state, my_rows(loader.batch(state.step)), dtype)
     try:
         while state.step < config.total_steps:
             with signals_wait():
                 started = time.perf_counter()
-                batch = loader.batch(state.step)
-                loss, grad_norm = take_step_that_fits(state, batch, dtype, may_split=state.step == first_step)
+                batch = my_rows(loader.batch(state.step))
+                may_split = state.step == first_step and ranks() == 1
+                loss, grad_norm = take_step_that_fits(state, batch, dtype, may_split)
                 row_due = due(state.step, config.log_every) or due(state.step, config.eval_every) or state.step == 1
                 keep_due = state.step % config.keep_every == 0
                 save_due = state.step == config.next_save(state.step - 1)
@@ -159,24 +165,21 @@ def run_steps(
                     state.row |= {"mirrored_step": mirror.step} if mirror else {}
                     steps_timed, seconds_timed, resumed_from = 0, 0.0, None
                 if state.step == config.total_steps:  # before last.pt says that all is done
-                    save_or_warn(state.save_model, run_dir / "final.pt")
+                    keeper.save("final.pt")
                 if save_due:
-                    if save_or_warn(state.save, run_dir / "last.pt"):
-                        saved_step = state.step
+                    keeper.save("last.pt")
                     saved_at = time.monotonic()  # also after a failure: not every step should wait for a full disk
-                if keep_due and save_or_warn(state.save, run_dir / f"step_{state.step:05d}.pt"):
-                    for old in step_checkpoints(run_dir)[KEPT_STEP_CHECKPOINTS:]:
-                        old.unlink()
-            if mirror and save_due:
-                mirror.update()
+                if keep_due:
+                    keeper.save(f"step_{state.step:05d}.pt")
             if row_due:
                 yield finish(state.row)
             if mirror and mirror.trouble != told and (told := mirror.trouble):
                 warnings.warn(f"{mirror}: training goes on, and the mirror is tried again", stacklevel=2)
     finally:
+        keeper.settle()
         # The run may have diverged since the last look at a loss: that is not worth keeping.
-        if state.whole and state.step > saved_step and math.isfinite(loss.item() + grad_norm.item()):
+        if state.whole and state.step > keeper.saved_step and math.isfinite(loss.item() + grad_norm.item()):
             with signals_wait():
-                save_or_warn(partial(state.save, orderly=True), run_dir / "last.pt")
-    if step_of_model(run_dir / "final.pt") != state.step:  # not yet written, lost, or of fewer total_steps
-        state.save_model(run_dir / "final.pt")
+                keeper.save("last.pt", orderly=True)
+                keeper.settle()
+    keeper.finish()
