@@ -1,6 +1,8 @@
 """The same five stages from a shell: python -m tinystories_lab [run|prepare|tokenizer|train|generate|retrospective]."""
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 import warnings
@@ -10,16 +12,26 @@ import torch
 
 from tinystories_lab.generate import PROMPTS
 from tinystories_lab.presets import PRESET_VARIABLE, PRESETS, move_aside, plan_workspace
+from tinystories_lab.ranks import from_first_rank, joined, rank, ranks
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.stages import STAGES, fetch, has_data, mirror
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 with one sentence why not, 2 wrong usage, 130 stopped."""
+    with joined():
+        if rank() == 0:
+            return run(arguments)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the first process speaks for all
+            return run(arguments)
+
+
+def run(arguments: list[str] | None) -> int:
+    """What `main` does in each of the processes."""
     parser = argparse.ArgumentParser(
         prog="python -m tinystories_lab",
         description="Train a small language model on stories, in five stages; `run`, the default, is all of them.",
-        epilog="Finished work is not done again, and training goes on from its last checkpoint. All files lie in "
+        epilog="Several GPUs: torchrun --nproc_per_node=N -m tinystories_lab train ... Finished work is not done again, and training goes on from its last checkpoint. All files lie in "
         "data/ and runs/ below the current folder.\n\n"
         + "\n".join(f"  {name:14}{stage.__doc__}" for name, stage in STAGES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,21 +64,26 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.fresh and options.stage not in ("run", "train"):
         parser.error("--fresh starts a run anew: it goes with run or train")
+    if options.stage != "train" and ranks() > 1:
+        parser.error(f"{ranks()} processes can only train: run {options.stage} without torchrun")
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     started, saved = time.perf_counter(), None
     try:
         lab = plan_workspace(Path(), options.preset, options.source, options.run, options.data, options.mirror)
         saved = lab.run_dir / "last.pt"
         print(f"preset {lab.preset.name}, source {lab.source}: {lab.data_dir} -> {lab.run_dir}")
-        for aside in move_aside(lab) if options.fresh else []:
-            print(f"the run so far was moved aside to {aside}")
-        fetch(lab)
+        if rank() == 0:
+            for aside in move_aside(lab) if options.fresh else []:
+                print(f"the run so far was moved aside to {aside}")
+            fetch(lab)
+        from_first_rank(None)  # the others wait for its data
         stages = list(STAGES.values()) if options.stage == "run" else [STAGES[options.stage]]
         if options.stage == "run" and has_data(lab) and not (lab.data_dir / "stories").exists():
             stages = stages[2:]  # the data was fetched, and the stories it was made of are not needed
         for stage in stages:
             stage(lab)
-        mirror(lab)
+        if rank() == 0:
+            mirror(lab)
     except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

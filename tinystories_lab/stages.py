@@ -10,6 +10,7 @@ from tinystories_lab.generate import tell_samples
 from tinystories_lab.mirror import DATA_FILES, Mirror
 from tinystories_lab.model import GPTMini
 from tinystories_lab.presets import Workspace, save_config
+from tinystories_lab.ranks import rank
 from tinystories_lab.review import bits_per_byte, checklist, perplexity, save_samples, story_metrics
 from tinystories_lab.runlog import diagnose, read_log, read_rows, with_progress
 from tinystories_lab.stories import load_stories, open_stories
@@ -48,10 +49,12 @@ def train_stage(lab: Workspace) -> None:
     torch.manual_seed(config.seed)  # as `train` does, so these are the weights that the run starts from
     untrained = GPTMini(model_config)
     print(f"{untrained.count_parameters():,} parameters; {why_device}; {why_dtype}")
-    if not read_rows(lab.run_dir / "samples.jsonl"):
-        save_samples(lab.run_dir, "before", tell_samples(untrained, bpe, lab.preset.sample_tokens))
-    save_config(lab)
-    for _ in with_progress(rows, config.total_steps):
+    if rank() == 0:
+        if not read_rows(lab.run_dir / "samples.jsonl"):
+            save_samples(lab.run_dir, "before", tell_samples(untrained, bpe, lab.preset.sample_tokens))
+        save_config(lab)
+        rows = with_progress(rows, config.total_steps)
+    for _ in rows:
         pass
     print(f"finished: {lab.run_dir / 'final.pt'}")
 
