@@ -47,6 +47,7 @@ def test_modules_import_only_what_stands_above_them():
         "copies",
         "sources",
         "stories",
+        "encode",
         "tokenizer",
         "loader",
         "attention",

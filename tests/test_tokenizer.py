@@ -178,12 +178,10 @@ def test_a_token_file_holds_these_ids_and_its_sidecar_these_figures(tmp_path):
 
 
 @settings(max_examples=60)
-@given(st.lists(STORY, min_size=1), st.integers(1, 5))
-def test_a_token_file_decodes_back_to_any_stories_in_order(tokenizer, tmp_path_factory, stories, batch):
+@given(st.lists(STORY, min_size=1))
+def test_a_token_file_decodes_back_to_any_stories_in_order(tokenizer, tmp_path_factory, stories):
     path = tmp_path_factory.getbasetemp() / "any.bin"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "STORIES_PER_BATCH", batch)
-        info = write_bin(path, stories, tokenizer)
+    info = write_bin(path, stories, tokenizer)
     ids = np.fromfile(path, "<u2")
     assert list(read_bin(path, tokenizer)) == stories
     assert (ids == 0).sum() == info.stories == len(stories) and ids[-1] == 0
@@ -197,28 +195,26 @@ def test_a_story_that_speaks_of_padding_comes_back_whole(tmp_path, tokenizer):
     assert list(read_bin(tmp_path / "train.bin", tokenizer)) == [f"Before {PAD} after."]
 
 
-def test_a_generator_and_a_datasets_column_write_the_same_file_as_a_list(tmp_path, tokenizer):
-    column = datasets.Dataset.from_dict({"text": CORPUS})["text"]
+def test_a_generator_a_column_and_a_dataset_write_the_same_file_as_a_list(tmp_path, tokenizer):
+    table = datasets.Dataset.from_dict({"text": CORPUS, "other": range(len(CORPUS))})
     infos = [
         write_bin(tmp_path / f"{number}.bin", texts, tokenizer)
-        for number, texts in enumerate((CORPUS, (text for text in CORPUS), column))
+        for number, texts in enumerate((CORPUS, (text for text in CORPUS), table["text"], table))
     ]
-    assert infos[0] == infos[1] == infos[2] and infos[0].stories == len(CORPUS)
+    assert infos[0] == infos[1] == infos[2] == infos[3] and infos[0].stories == len(CORPUS)
 
 
 @settings(max_examples=60)
-@given(st.lists(STORY, min_size=1, max_size=6), st.integers(1, 60), st.integers(1, 3))
+@given(st.lists(STORY, min_size=1, max_size=6), st.integers(1, 60))
 def test_max_tokens_is_never_exceeded_and_the_next_story_would_not_have_fit(
-    tokenizer, tmp_path_factory, stories, max_tokens, batch
+    tokenizer, tmp_path_factory, stories, max_tokens
 ):
     path = tmp_path_factory.getbasetemp() / "limited.bin"
     if tokens_of(tokenizer, stories[0]) > max_tokens:
         with pytest.raises(ValueError, match=rf"no story to write to .*max_tokens={max_tokens} is too few for one"):
             write_bin(path, stories, tokenizer, max_tokens)
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "STORIES_PER_BATCH", batch)
-        info = write_bin(path, stories, tokenizer, max_tokens)
+    info = write_bin(path, stories, tokenizer, max_tokens)
     assert info.tokens <= max_tokens
     assert list(read_bin(path, tokenizer)) == stories[: info.stories]
     assert info.stories == len(stories) or info.tokens + tokens_of(tokenizer, stories[info.stories]) > max_tokens
@@ -230,12 +226,11 @@ def test_max_tokens_that_a_story_fills_exactly_holds_that_story(tmp_path, tokeni
     assert write_bin(tmp_path / "a.bin", CORPUS, tokenizer, exact - 1).stories == 1
 
 
-def test_texts_beyond_max_tokens_are_not_read(tmp_path, tokenizer, monkeypatch):
+def test_texts_beyond_max_tokens_are_not_read(tmp_path, tokenizer):
     def texts():
-        yield from CORPUS[:8]
+        yield from CORPUS[:2]
         raise AssertionError("the file was full long ago")
 
-    monkeypatch.setattr(tokenizer_module, "STORIES_PER_BATCH", 4)
     assert write_bin(tmp_path / "a.bin", texts(), tokenizer, tokens_of(tokenizer, CORPUS[0])).stories == 1
 
 
@@ -248,12 +243,11 @@ def test_a_file_without_a_story_is_refused_and_leaves_what_was_there(bin_path, t
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_write_leaves_the_old_file_and_its_sidecar(bin_path, tokenizer, monkeypatch, error):
+def test_an_interrupted_write_leaves_the_old_file_and_its_sidecar(bin_path, tokenizer, error):
     def texts():
         yield from CORPUS
         raise error
 
-    monkeypatch.setattr(tokenizer_module, "STORIES_PER_BATCH", 4)
     before = folder_of(bin_path)
     with pytest.raises(error):
         write_bin(bin_path, texts(), tokenizer)
@@ -299,13 +293,11 @@ def test_the_largest_id_of_uint16_is_written_as_it_is(tmp_path):
     assert np.fromfile(tmp_path / "train.bin", "<u2").tolist() == [65_535, 0]
 
 
-def test_writing_more_stories_takes_no_more_memory(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "STORIES_PER_BATCH", 100)
-
+def test_writing_more_stories_takes_no_more_memory(tmp_path, tokenizer):
     def peak(count):
         tracemalloc.start()
         try:
-            texts = (f"Story {number} is about a fox that ran {number} miles." for number in range(count))
+            texts = (f"Story {number % 9} is about a fox that ran {number % 7} miles." for number in range(count))
             write_bin(tmp_path / "train.bin", texts, tokenizer)
             return tracemalloc.get_traced_memory()[1]
         finally:

@@ -32,8 +32,8 @@ def tokenizer(lab: Workspace) -> None:
         learn_from = islice(stories["train"]["text"], lab.preset.tokenizer_stories)
         bpe = train_tokenizer(learn_from, lab.preset.model.vocab_size)
         save_tokenizer(bpe, lab.data_dir / "tokenizer.json")
-        write_bin(lab.data_dir / "train.bin", stories["train"]["text"], bpe, lab.preset.max_tokens, report.source)
-        write_bin(lab.data_dir / "val.bin", stories["validation"]["text"], bpe, source=report.source)
+        write_bin(lab.data_dir / "train.bin", stories["train"], bpe, lab.preset.max_tokens, report.source)
+        write_bin(lab.data_dir / "val.bin", stories["validation"], bpe, source=report.source)
     for name in ("train.bin", "val.bin"):
         info = BinInfo.of(lab.data_dir / name)
         print(f"{name}: {info.tokens:,} tokens of {info.stories:,} stories, {info.bytes_per_token:.2f} bytes a token")

@@ -9,9 +9,11 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from tinystories_lab.encode import encode_stories
 from tinystories_lab.files import replace_whole
 from tinystories_lab.sources import END_OF_TEXT
 
@@ -104,42 +106,40 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
 
 
 def write_bin(
-    path: str | Path, texts: Iterable[str], tokenizer: Tokenizer, max_tokens: int | None = None, source: str = ""
+    path: str | Path,
+    stories: Iterable[str] | Dataset,
+    tokenizer: Tokenizer,
+    max_tokens: int | None = None,
+    source: str = "",
 ) -> BinInfo:
-    """Encode `texts` to a token file: uint16 ids, `<|endoftext|>` after every story, and the JSON sidecar beside it.
+    """Encode texts, or the "text" column of a Dataset, to a token file with its JSON sidecar beside it.
 
-    Ends after the last whole story that fits into `max_tokens`. Streams: memory holds one batch of stories. An
+    It holds uint16 ids, `<|endoftext|>` after every story, and ends after the last whole story that fits into
+    `max_tokens`. Streams: memory holds some stories at a time; a large Dataset is encoded by all cores. An
     interrupted call leaves what was there before. Raises ValueError for a vocabulary over 65,536 or no story at all.
     """
     path = Path(path)
     check_vocab_size(tokenizer.get_vocab_size())
-    end_id = tokenizer.token_to_id(END_OF_TEXT)
-    tokens = stories = size = 0
+    end = np.uint16(tokenizer.token_to_id(END_OF_TEXT)).tobytes()
+    tokens = told = size = 0
     digest = hashlib.sha256()
-    total = max_tokens or (len(texts) if hasattr(texts, "__len__") else None)
+    total = max_tokens or (len(stories) if hasattr(stories, "__len__") else None)
     with (
         replace_whole(path) as file,
         tqdm(desc=path.name, total=total, unit=" tokens" if max_tokens else " stories") as bar,
     ):
-        for batch in batched(texts):
-            ids: list[int] = []
-            batch_start = tokens
-            for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
-                full = max_tokens is not None and tokens + len(encoding) + 1 > max_tokens
-                if full:
-                    break
-                ids += encoding.ids
-                ids.append(end_id)
-                tokens += len(encoding) + 1
-                stories += 1
-                size += len(text.encode())
-            data = np.array(ids, np.uint16).tobytes()
+        for ids, text_size in encode_stories(stories, tokenizer):
+            story_tokens = len(ids) // 2 + 1
+            if max_tokens is not None and tokens + story_tokens > max_tokens:
+                break
+            data = ids + end
             digest.update(data)
             file.write(data)
-            bar.update(tokens - batch_start if max_tokens else len(batch))
-            if full:
-                break
-        if not stories:
+            tokens += story_tokens
+            told += 1
+            size += text_size
+            bar.update(story_tokens if max_tokens else 1)
+        if not told:
             raise ValueError(
                 f"no story to write to {path}: the corpus is empty, or max_tokens={max_tokens} is too few for one"
             )
@@ -148,7 +148,7 @@ def write_bin(
         path.with_suffix(".json").unlink(missing_ok=True)  # an old sidecar must not vouch for the new file
     info = BinInfo(
         tokens=tokens,
-        stories=stories,
+        stories=told,
         bytes=size,
         vocab_size=tokenizer.get_vocab_size(),
         dtype="uint16",
