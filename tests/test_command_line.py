@@ -354,7 +354,7 @@ def test_help_tells_all_stages_and_options(tmp_path):
         "--data",
         "--mirror",
         "--fresh",
-        "tiny, book",
+        "tiny, book, fast",
         "TINYSTORIES_LAB_PRESET",
     ):
         assert word in told.stdout

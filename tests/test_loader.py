@@ -130,6 +130,19 @@ def test_a_file_is_held_on_a_gpu_with_eight_times_the_room_and_never_on_a_cpu(mo
     assert not loader_module.fits_on(torch.device("cpu"), 1)
 
 
+@pytest.mark.parametrize("sampling", ["random", "shuffle"])
+@pytest.mark.parametrize("held", [False, True])
+def test_shorter_windows_come_in_more_rows_with_as_many_tokens(tmp_path, sampling, held, monkeypatch):
+    monkeypatch.setattr(loader_module, "fits_on", lambda device, size: held)
+    path = write_tokens(tmp_path / "train.bin", range(1_000))
+    loader, short = BinLoader(path, 4, 8, seed=3, sampling=sampling), BinLoader(path, 16, 2, seed=3, sampling=sampling)
+    for step in range(40):  # over two epochs of the longer ones; one loader in both ways in turn
+        x, y = loader.batch(step, 2)
+        assert x.shape == (16, 2) and torch.equal(y, x + 1)
+        assert equal((x, y), short.batch(step))
+        assert loader.batch(step)[0].shape == (4, 8)
+
+
 # --- random -----------------------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,17 @@ def test_the_book_preset_is_the_chapters_run():
     assert GPTMini(book.model).count_parameters() == 9_952_320
 
 
+def test_fast_has_the_chapters_data_size_and_budget():
+    book, fast = PRESETS["book"], PRESETS["fast"]
+    for name in ("source", "max_stories", "tokenizer_stories", "max_tokens", "sample_tokens"):
+        assert getattr(fast, name) == getattr(book, name)
+    assert fast.model.vocab_size == book.model.vocab_size and fast.model.max_len == book.model.max_len
+    parameters = [GPTMini(preset.model).count_parameters() for preset in (book, fast)]
+    assert parameters[1] == pytest.approx(parameters[0], rel=0.03)
+    for name in ("tokens_per_step", "total_steps", "seq_len", "seed"):
+        assert getattr(fast.train, name) == getattr(book.train, name)
+
+
 def test_the_tiny_presets_model_is_under_a_million_parameters():
     assert GPTMini(PRESETS["tiny"].model).count_parameters() < 1_000_000
 

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.recipe import TrainConfig, lr_at, make_optimizer
+from tinystories_lab.recipe import TrainConfig, lr_at, make_optimizer, seq_len_at
 
 CONFIG = TrainConfig(total_steps=1_100, warmup_steps=99, peak_lr=1e-3, final_lr_ratio=0.1)
 
@@ -93,3 +93,65 @@ def test_the_next_save_is_the_next_of_saving_evaluating_and_the_end():
 def test_minutes_between_saves_must_be_above_nothing(minutes):
     with pytest.raises(ValueError, match=r"save_minutes is .*; it must be above 0"):
         TrainConfig(save_minutes=minutes)
+
+
+# --- muon -------------------------------------------------------------------------------------------------------------
+
+
+def test_muon_has_the_layers_matrices_and_adamw_the_rest():
+    model = GPTMini(GPTConfig(300, 2, 2, 32, 16))
+    optimizer = make_optimizer(model, TrainConfig(optimizer="muon", peak_lr=2e-3, matrix_lr=8e-3, weight_decay=0.05))
+    of_muon, of_adamw = optimizer.param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)].split(".")[-2] for p in of_muon["params"]} == {"qkv", "out", "gate", "up", "down"}
+    assert all("norm" in names[id(p)] or names[id(p)] == "tok_emb.weight" for p in of_adamw["params"])
+    assert len(of_muon["params"]) + len(of_adamw["params"]) == len(names)
+    assert of_muon["lr_ratio"] == 4 and "lr_ratio" not in of_adamw
+    assert (of_muon["weight_decay"], of_adamw["weight_decay"]) == (0.05, 0)
+
+
+def test_muon_with_adamw_goes_on_from_its_saved_state_as_if_it_had_not_stopped():
+    def moved(steps, stop):
+        torch.manual_seed(0)
+        model = GPTMini(GPTConfig(300, 1, 2, 32, 16))
+        optimizer = make_optimizer(model, TrainConfig(optimizer="muon"))
+        for step in range(steps):
+            if step == stop:
+                saved, optimizer = optimizer.state_dict(), make_optimizer(model, TrainConfig(optimizer="muon"))
+                optimizer.load_state_dict(saved)
+            ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(step))
+            model(ids[:, :-1], ids[:, 1:])[1].backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * (step + 1) * group.get("lr_ratio", 1)
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.state_dict()
+
+    whole, resumed = moved(5, None), moved(5, 3)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_unknown_optimizer_is_refused_with_those_that_are_known():
+    with pytest.raises(ValueError, match=r"optimizer is 'sgd'; it must be one of \('adamw', 'muon'\)"):
+        TrainConfig(optimizer="sgd")
+
+
+# --- the length of sequences ------------------------------------------------------------------------------------------
+
+
+def test_sequences_double_at_even_distances_until_the_warm_up_is_over():
+    config = TrainConfig(total_steps=1_000, seq_len=512, first_seq_len=64, seq_warmup=0.6)
+    lengths = [seq_len_at(step, config) for step in range(1_000)]
+    assert [lengths.index(length) for length in (64, 128, 256, 512)] == [0, 200, 400, 600]
+    assert lengths == sorted(lengths) and set(lengths) == {64, 128, 256, 512}
+
+
+def test_without_a_first_length_all_sequences_are_as_long():
+    assert {seq_len_at(step, TrainConfig()) for step in range(0, 12_207, 100)} == {512}
+    assert seq_len_at(0, TrainConfig(first_seq_len=512)) == 512
+
+
+@pytest.mark.parametrize("first", [0, -64, 63, 96, 1_024])
+def test_a_first_length_that_does_not_double_to_the_last_is_refused(first):
+    with pytest.raises(ValueError, match=f"seq_len 512 must be first_seq_len {first} doubled some times"):
+        TrainConfig(first_seq_len=first)

@@ -44,6 +44,24 @@ def test_a_step_is_one_clipped_adamw_update(model_config, train_config):
     assert all(p.grad is None for p in state.model.parameters()), "gradients are cleared for the next step"
 
 
+def test_muon_turns_each_matrix_by_its_orthogonal_part_and_adamw_moves_the_rest(model_config, train_config):
+    """Whatever the gradient's size in a direction, Muon moves as far there: all singular values of the move are alike."""
+    state, batch = a_step(
+        model_config, train_config, optimizer="muon", matrix_lr=0.02, weight_decay=0.0, warmup_steps=0
+    )
+    before = {name: weight.detach().clone() for name, weight in state.model.named_parameters()}
+    take_step(state, batch, torch.float32)
+    for name, weight in state.model.named_parameters():
+        move = (before[name] - weight).detach()
+        if weight.ndim == 2 and name != "tok_emb.weight":
+            values = torch.linalg.svdvals(move)
+            expected = 0.02 * 0.2 * max(move.shape) ** 0.5  # as AdamW's, whose values are each about 0.2 of its rate
+            assert 0.5 * expected < values[len(values) // 2] < 1.3 * expected, name
+            assert values[0] < 1.3 * expected, name
+        else:
+            assert move.abs().max().item() == pytest.approx(lr_at(0, state.config), rel=0.05), name
+
+
 def test_weights_stay_float32_in_every_precision(model_config, train_config):
     moved = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -182,9 +200,9 @@ def test_when_one_sequence_does_not_fit_it_says_what_to_do(model_config, train_c
 
 def test_a_batch_that_cannot_be_halved_is_not_split(model_config, train_config, monkeypatch):
     gpu_that_holds(monkeypatch, 2)
-    state, batch = a_step(model_config, train_config, batch_size=3)
+    state, (x, y) = a_step(model_config, train_config, batch_size=3)
     with pytest.raises(torch.OutOfMemoryError, match="does not hold 3 sequences"):
-        take_step_that_fits(state, batch, torch.float32, may_split=True)
+        take_step_that_fits(state, (x[:3], y[:3]), torch.float32, may_split=True)
 
 
 def test_memory_that_runs_out_while_the_weights_move_is_not_tried_again(model_config, train_config, monkeypatch):

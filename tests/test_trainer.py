@@ -113,10 +113,10 @@ def test_an_exception_before_the_weights_move_loses_nothing(run, uninterrupted, 
     """Such as a disk that fails under the loader, or memory that runs out in the forward pass."""
     batch = BinLoader.batch
 
-    def fail(loader, step):
+    def fail(loader, step, *_):
         if step == 7 and loader.path.name == "train.bin":
             raise OSError(5, "Input/output error")
-        return batch(loader, step)
+        return batch(loader, step, *_)
 
     with monkeypatch.context() as patch:
         patch.setattr(BinLoader, "batch", fail)
@@ -244,11 +244,11 @@ def saved_steps(monkeypatch, run, *arguments, **changes):
     return steps
 
 
-def refuse_to_write(patch, name, error):
-    """From now on the disk refuses the checkpoint of that name."""
+def refuse_to_write(patch, names, error):
+    """From now on the disk refuses checkpoints of such names."""
 
     def refuse(path, checkpoint):
-        if path.name == name:
+        if path.match(names):
             raise error
         write_checkpoint(path, checkpoint)
 
@@ -379,7 +379,7 @@ def test_steps_that_the_log_knows_were_lost_are_counted(run, tmp_path, capsys, m
     with pytest.warns(UserWarning), monkeypatch.context() as patch:
         for row in run(tmp_path, log_every=1):
             if row["step"] == 5:
-                refuse_to_write(patch, "last.pt", OSError(28, "No space left on device"))
+                refuse_to_write(patch, "*.pt", OSError(28, "No space left on device"))
             if row["step"] == 11:
                 break
     list(run(tmp_path, log_every=1))
@@ -791,6 +791,17 @@ def test_rows_of_steps_that_were_lost_are_replaced(run, uninterrupted, tmp_path)
     append_row(tmp_path / "loss.jsonl", {"step": 9, "train_loss": -1.0})  # as if killed before step 9 was saved
     list(run(tmp_path))
     assert not differences(tmp_path, uninterrupted())
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6, 9])
+def test_a_run_with_muon_and_growing_sequences_stops_anywhere_and_ends_the_same(run, uninterrupted, tmp_path, stop):
+    recipe = {"optimizer": "muon", "first_seq_len": 4, "log_every": 1}
+    for row in run(tmp_path, **recipe):
+        assert row["tokens"] == row["step"] * 64
+        if row["step"] == stop:
+            break
+    list(run(tmp_path, **recipe))
+    assert not differences(tmp_path, uninterrupted(**recipe))
 
 
 # --- beside the training: as on a GPU --------------------------------------------------------------------------------

@@ -52,34 +52,38 @@ class BinLoader:
                 "vocabulary of this file's tokenizer, or write the file again (02_tokenizer)"
             )
         self.windows = (len(self.tokens) - 1) // seq_len  # side by side, each with one token more to predict
-        self._order = (-1, np.empty(0, np.int64))  # the last epoch's order: a cache, not state
+        self._order = ((-1, 0), np.empty(0, np.int64))  # the last epoch's order: a cache, not state
         self.device, self._on_device = torch.device(device), None
         if fits_on(self.device, self.tokens.nbytes):  # as int16: PyTorch does little with uint16
-            whole = torch.from_numpy(np.array(self.tokens).view(np.int16)).to(self.device)
-            self._on_device = whole.unfold(0, seq_len + 1, 1)  # a view, as below
+            self._on_device = torch.from_numpy(np.array(self.tokens).view(np.int16)).to(self.device)
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch of `step`: x and y, int64, each (batch_size, seq_len); y is x one token later."""
+    def batch(self, step: int, seq_len: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch of `step`: x and y, int64, each (batch_size, seq_len); y is x one token later.
+
+        A shorter `seq_len` gives as many tokens in more rows; shuffled epochs then count windows of that length.
+        """
+        rows, seq_len = self.batch_size * self.seq_len // (seq_len or self.seq_len), seq_len or self.seq_len
         if self.sampling == "random":
             rng = np.random.default_rng((self.seed, step))
-            starts = rng.integers(0, len(self.tokens) - self.seq_len, self.batch_size)
+            starts = rng.integers(0, len(self.tokens) - seq_len, rows)
         else:
-            places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-            epochs = range(places[0] // self.windows, places[-1] // self.windows + 1)
+            places, windows = np.arange(step * rows, (step + 1) * rows), (len(self.tokens) - 1) // seq_len
+            epochs = range(places[0] // windows, places[-1] // windows + 1)
             in_order = [
-                self._order_of(epoch)[places[places // self.windows == epoch] % self.windows] for epoch in epochs
+                self._order_of(epoch, windows)[places[places // windows == epoch] % windows] for epoch in epochs
             ]
-            starts = np.concatenate(in_order) * self.seq_len
+            starts = np.concatenate(in_order) * seq_len
         if self._on_device is not None:
-            ids = self._on_device[to_device(torch.from_numpy(starts), self.device)].long() & 0xFFFF
+            windows = self._on_device.unfold(0, seq_len + 1, 1)  # all of them, as a view; below too
+            ids = windows[to_device(torch.from_numpy(starts), self.device)].long() & 0xFFFF
         else:
-            windows = np.lib.stride_tricks.sliding_window_view(self.tokens, self.seq_len + 1)[starts]
-            ids = to_device(torch.from_numpy(windows.astype(np.int64)), self.device)
+            windows = np.lib.stride_tricks.sliding_window_view(self.tokens, seq_len + 1)
+            ids = to_device(torch.from_numpy(windows[starts].astype(np.int64)), self.device)
         return ids[:, :-1], ids[:, 1:]
 
-    def _order_of(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.windows))
+    def _order_of(self, epoch: int, windows: int) -> np.ndarray:
+        if self._order[0] != (epoch, windows):
+            self._order = ((epoch, windows), np.random.default_rng((self.seed, epoch)).permutation(windows))
         return self._order[1]
 
 

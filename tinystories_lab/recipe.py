@@ -1,7 +1,8 @@
-"""The recipe: every choice about training, the learning rate of each step, and which weights decay."""
+"""The recipe: every choice about training, what each step's learning rate and sequences are, and what moves which weights."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from tinystories_lab.model import GPTMini
 # What a resumed run may change: when to look and to save, how to split a batch, and how long the schedule is.
 MAY_CHANGE = {"micro_batches", "total_steps", "log_every", "eval_every", "eval_batches", "save_every"}
 MAY_CHANGE |= {"save_minutes", "keep_every"}
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class TrainConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_norm: float = 1.0
+    optimizer: str = "adamw"  # or "muon": that for the layers' matrices, AdamW for the rest
+    matrix_lr: float = 0.01  # Muon's peak
+    first_seq_len: int | None = None  # begin with sequences so short, as many tokens a step, and double them
+    seq_warmup: float = 0.6  # until so much of the run is over
     sampling: str = "random"
     seed: int = 0
     log_every: int = 50
@@ -43,6 +49,10 @@ class TrainConfig:
         if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must lie below total_steps {self.total_steps}")
 
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {OPTIMIZERS}")
+        if self.first_seq_len is not None and self.seq_len not in (self.first_seq_len << n for n in range(16)):
+            raise ValueError(f"seq_len {self.seq_len} must be first_seq_len {self.first_seq_len} doubled some times")
         for what in ("log_every", "eval_every", "save_every", "keep_every"):
             if getattr(self, what) < 1:
                 raise ValueError(f"{what} is {getattr(self, what)}; it must be at least 1 step")
@@ -71,10 +81,52 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return config.peak_lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
 
 
-def make_optimizer(model: GPTMini, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: the layers' matrices with weight decay; norms and the tied embedding without."""
+def seq_len_at(step: int, config: TrainConfig) -> int:
+    """Tokens in a sequence of `step`: first_seq_len, doubled at even distances, and seq_len after `seq_warmup` of the run."""
+    first = config.first_seq_len or config.seq_len
+    doublings = (config.seq_len // first).bit_length() - 1
+    share = step / (config.total_steps * config.seq_warmup) if doublings else 1
+    return min(config.seq_len, first << int(share * doublings))
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """PyTorch's Muon (Jordan et al. 2024) and its AdamW as one: one state to save, one step to skip or take."""
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._parts = muon, adamw
+        self._share()
+
+    def _share(self) -> None:
+        muon, adamw = self._parts
+        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        muon.state = adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # which makes new groups and a new state
+        self._share()
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+
+def make_optimizer(model: GPTMini, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW in two groups: the layers' matrices with weight decay, norms and the tied embedding without; or Muon for the first.
+
+    A group's `lr_ratio` is its learning rate over `lr_at`.
+    """
     # By identity, not by name: the chapter's `'embed' in name` misses a parameter called tok_emb.
     matrices = [p for p in model.parameters() if p.ndim >= 2 and p is not model.tok_emb.weight]
     others = [p for p in model.parameters() if p.ndim < 2 or p is model.tok_emb.weight]
+    betas, eps = (config.beta1, config.beta2), config.eps
+    if config.optimizer == "muon":
+        ratio = config.matrix_lr / config.peak_lr
+        muon = torch.optim.Muon(
+            [{"params": matrices, "lr_ratio": ratio}],
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",  # scaled to move a matrix of any shape as much as AdamW does
+        )
+        return MuonWithAdamW(muon, torch.optim.AdamW(others, betas=betas, eps=eps, weight_decay=0.0, fused=True))
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)

@@ -27,7 +27,7 @@ def take_step(
     device = model.tok_emb.weight.device
     micro_batches = list(zip(*(part.to(device).chunk(config.micro_batches) for part in batch), strict=True))
     for group in optimizer.param_groups:
-        group["lr"] = lr_at(state.step, config)
+        group["lr"] = lr_at(state.step, config) * group.get("lr_ratio", 1.0)
     moved = False
     while not moved:
         mean_loss = torch.zeros((), device=device)
@@ -66,17 +66,21 @@ def pass_over(state: TrainState, x: torch.Tensor, y: torch.Tensor, dtype: torch.
     return loss.detach()
 
 
-def compile_where_it_pays(state: TrainState, batch: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> None:
+def compile_where_it_pays(
+    state: TrainState, plain: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype
+) -> None:
     """Have PyTorch compile the passes of a run that earns it back, and run them once, so that no step is slow for it.
 
-    The weights stay as they are. Where it cannot be done, a warning says why, and training goes on without it.
+    `plain` is the model as it is called without; it is called so where compiling does not pay, or cannot be done, which a
+    warning then tells. The weights stay as they are. What was compiled serves batches of the shape of `batch` alone.
     """
+    state.forward = plain
     device, config = batch[0].device, state.config
     pays, why = choose_compile(device, 6 * state.model.count_parameters() * config.total_steps * config.tokens_per_step)
     if not pays:
         return
-    print(f"compiling the model ({why}): this takes a minute or so, once a session ...")
-    started, plain = time.perf_counter(), state.forward
+    print(f"compiling the model ({why}): this takes a minute or so ...")
+    started = time.perf_counter()
     state.forward = torch.compile(plain, dynamic=False)
     try:
         pass_over(state, *(part.chunk(config.micro_batches)[0] for part in batch), dtype)
@@ -104,8 +108,9 @@ def take_step_that_fits(
             return take_step(state, batch, dtype)
         except torch.OutOfMemoryError as error:
             state.optimizer.zero_grad()
-            sequences = state.config.batch_size // state.config.micro_batches
-            if not (may_split and state.whole and sequences % 2 == 0):
+            sequences = len(batch[0]) // state.config.micro_batches
+            in_half = state.config.batch_size % (2 * state.config.micro_batches) == 0
+            if not (may_split and state.whole and in_half):
                 raise torch.OutOfMemoryError(
                     f"step {state.step + 1}: the GPU's memory does not hold {sequences} sequences of {batch[0].shape[1]} "
                     "tokens at once; what was trained is kept: restart the session, or raise micro_batches "

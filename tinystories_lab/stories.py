@@ -128,6 +128,9 @@ def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
 def repair(text: str) -> str:
     """Undo UTF-8 read as Windows-1252, run by run (â€œ becomes “); text that is not damaged comes back as it is."""
 
+    if text.isascii():  # most are, and a look is cheaper than a search
+        return text
+
     def decode(match: re.Match) -> str:
         try:
             return bytes(BYTE_OF[char] for char in match[0]).decode()

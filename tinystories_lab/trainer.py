@@ -17,7 +17,7 @@ from tinystories_lab.loader import BinLoader
 from tinystories_lab.mirror import Mirror
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.ranks import average_gradients, from_first_rank, mean_over_ranks, my_rows, rank, ranks
-from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.recipe import TrainConfig, seq_len_at
 from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.session import endings_raise, one_writer, signals_wait
 from tinystories_lab.state import TrainState, resume_sentence
@@ -136,14 +136,14 @@ def run_steps(
 
     first_step, saved_at = state.step, time.monotonic()
     steps_timed, seconds_timed, told = 0, 0.0, None
-    if state.step < config.total_steps:
-        state.forward = average_gradients(state.model)
-        compile_where_it_pays(state, my_rows(loader.batch(state.step)), dtype)
+    plain, seq_len = average_gradients(state.model), None
     try:
         while state.step < config.total_steps:
+            if seq_len != (seq_len := seq_len_at(state.step, config)):
+                compile_where_it_pays(state, plain, my_rows(loader.batch(state.step, seq_len)), dtype)
             with signals_wait():
                 started = time.perf_counter()
-                batch = my_rows(loader.batch(state.step))
+                batch = my_rows(loader.batch(state.step, seq_len))
                 may_split = state.step == first_step and ranks() == 1
                 loss, grad_norm = take_step_that_fits(state, batch, dtype, may_split)
                 row_due = due(state.step, config.log_every) or due(state.step, config.eval_every) or state.step == 1
@@ -178,7 +178,11 @@ def run_steps(
     finally:
         keeper.settle()
         # The run may have diverged since the last look at a loss: that is not worth keeping.
-        if state.whole and state.step > keeper.saved_step and math.isfinite(loss.item() + grad_norm.item()):
+        if (
+            state.whole
+            and state.step > max(first_step, keeper.saved_step)
+            and math.isfinite(loss.item() + grad_norm.item())
+        ):
             with signals_wait():
                 keeper.save("last.pt", orderly=True)
                 keeper.settle()
