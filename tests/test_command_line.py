@@ -117,7 +117,7 @@ def test_run_prints_the_report_and_ends_with_five_stories(finished):
             "train.bin: ",
             "bytes a token",
             "8,176 parameters",
-            "float32",
+            choose_dtype(torch.device("cpu"))[1],
         ),
         *("Run stories-micro", "perplexity", "bits a byte", "pattern     ", "checklist", "done: final.pt saved"),
         *("done: ten samples from after training", "open: stories rated", str(folder.resolve() / RUN)),

@@ -62,7 +62,7 @@ def test_without_a_gpu_the_release_that_has_a_cpu_build_is_asked_for_by_number(s
 
 def test_with_an_nvidia_gpu_torch_comes_as_pip_finds_it(setup):
     _, _, asked = setup(nvidia_smi="#!/bin/sh\nexit 0\n")
-    assert asked[0] == "-m pip install --quiet torch>=2.6"
+    assert asked[0] == "-m pip install --quiet torch>=2.9"
 
 
 def test_the_tests_needs_come_with_dev_only(setup):
