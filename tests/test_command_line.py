@@ -18,6 +18,7 @@ import tinystories_lab
 from tinystories_lab import trainer
 from tinystories_lab.__main__ import STAGES, main
 from tinystories_lab.checkpoint import load_checkpoint, load_model
+from tinystories_lab.device import choose_dtype
 from tinystories_lab.generate import PROMPTS, generate
 from tinystories_lab.presets import PRESETS, Preset, load_config
 from tinystories_lab.runlog import read_log, read_rows

@@ -40,6 +40,11 @@ def test_importing_the_package_brings_no_figures_and_no_widgets():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_training_and_telling_import_nothing_that_only_other_stages_need():
+    code = "import sys, tinystories_lab.trainer, tinystories_lab.generate; print([m for m in ('datasets', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
 def test_modules_import_only_what_stands_above_them():
     order = [
         "toyland",

@@ -219,7 +219,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_gives_its_own_splits(monke
             train=datasets.Dataset.from_dict(train),
         )
 
-    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     rows = [(split, f"{split} {number}.") for split in ("train", "validation") for number in range(1_200)]
     assert list(read_rows("tinystories", None, 0)) == rows
     assert list(read_rows("tinystories", 2, 0)) == [rows[0], rows[1], rows[1_200], rows[1_201]]
@@ -235,7 +235,7 @@ def test_a_hub_that_cannot_be_had_names_the_cause_and_the_ways_to_go_on(monkeypa
     def load_dataset(*args, **kwargs):
         raise cause
 
-    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ConnectionError) as caught:
         list(read_rows("tinystories", None, 0))
     assert caught.value.__cause__ is cause

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinystories_lab import sources, stories
+from tinystories_lab import stories
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.stories import CleanReport, clean_rows, load_stories, open_stories, repair, split_rows
 
@@ -225,7 +225,7 @@ def test_the_hub_keeps_its_own_split_and_is_cleaned_like_any_other_source(tmp_pa
         "validation": ["Two.", "“Three,” said Zoë.", "Four.", "Four.", " Five. "],
     }
     hub = datasets.DatasetDict({split: datasets.Dataset.from_dict({"text": texts}) for split, texts in hub.items()})
-    monkeypatch.setattr(sources, "load_dataset", lambda *args, **kwargs: hub)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: hub)
     splits, report = load_stories("tinystories", tmp_path)
     assert read_back(splits) == {"train": ["One.", "Two.", "“Three,” said Zoë."], "validation": ["Four.", "Five."]}
     assert (report.source, report.train, report.validation) == ("tinystories", 3, 2)
@@ -324,7 +324,7 @@ def test_fewer_than_two_stories_are_refused_with_what_was_dropped(tmp_path, text
 def test_a_hub_whose_validation_stories_all_stand_in_train_is_refused(tmp_path, monkeypatch):
     same = datasets.Dataset.from_dict({"text": tales(4)})
     hub = datasets.DatasetDict(train=same, validation=same)
-    monkeypatch.setattr(sources, "load_dataset", lambda *args, **kwargs: hub)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: hub)
     with pytest.raises(ValueError, match=r"tinystories gave 4 stories"):
         load_stories("tinystories", tmp_path)
 

@@ -6,11 +6,13 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # half a second to import, and who only tells stories does not need it
+    from datasets import Dataset
 
 STORIES_PER_SLICE = 50_000  # for several processes: some 40 MB, whose ids lie on disk until they are read
 STORIES_PER_BATCH = 1_000
@@ -58,7 +60,7 @@ class StoryEncoder:
 
 
 def encode_stories(
-    stories: Iterable[str] | Dataset, tokenizer: Tokenizer, processes: int | None = None
+    stories: "Iterable[str] | Dataset", tokenizer: Tokenizer, processes: int | None = None
 ) -> Iterator[tuple[bytes, int]]:
     """Yield each story's ids, as uint16 bytes, and its size in UTF-8 bytes, in order.
 
@@ -66,7 +68,7 @@ def encode_stories(
     core unless told otherwise, slice by slice: memory and the temporary files on disk stay the same for any size.
     """
     encoder = StoryEncoder(tokenizer)
-    if not isinstance(stories, Dataset):
+    if not hasattr(stories, "select_columns"):
         yield from ((encoder(story), len(story.encode())) for story in stories)
         return
     processes = processes or os.cpu_count() or 1
@@ -96,6 +98,8 @@ def encode_stories(
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Within the block `datasets` shows no bars of its own."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:

@@ -1,7 +1,9 @@
 """Windows of a token file, as a pure function of the step: nothing to save, nothing to lose on a resume."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ import torch
 from tinystories_lab.tokenizer import BinInfo
 
 SAMPLINGS = ("random", "shuffle")
+STEPS_DRAWN = 64  # at once
 
 
 class BinLoader:
@@ -52,10 +55,10 @@ class BinLoader:
                 "vocabulary of this file's tokenizer, or write the file again (02_tokenizer)"
             )
         self.windows = (len(self.tokens) - 1) // seq_len  # side by side, each with one token more to predict
-        self._order = ((-1, 0), np.empty(0, np.int64))  # the last epoch's order: a cache, not state
         self.device, self._on_device = torch.device(device), None
         if fits_on(self.device, self.tokens.nbytes):  # as int16: PyTorch does little with uint16
             self._on_device = torch.from_numpy(np.array(self.tokens).view(np.int16)).to(self.device)
+        self._last: dict[str, tuple] = {}  # what the last batch was made with: caches, not state
 
     def batch(self, step: int, seq_len: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch of `step`: x and y, int64, each (batch_size, seq_len); y is x one token later.
@@ -64,27 +67,41 @@ class BinLoader:
         """
         rows, seq_len = self.batch_size * self.seq_len // (seq_len or self.seq_len), seq_len or self.seq_len
         if self.sampling == "random":
-            rng = np.random.default_rng((self.seed, step))
-            starts = rng.integers(0, len(self.tokens) - seq_len, rows)
+            block, row = divmod(step, STEPS_DRAWN)
+            starts = self._cached("starts", self._draw, block, rows, seq_len)[row]
         else:
             places, windows = np.arange(step * rows, (step + 1) * rows), (len(self.tokens) - 1) // seq_len
             epochs = range(places[0] // windows, places[-1] // windows + 1)
-            in_order = [
-                self._order_of(epoch, windows)[places[places // windows == epoch] % windows] for epoch in epochs
+            orders = [self._cached("order", self._shuffle, epoch, windows) for epoch in epochs]
+            parts = [
+                order[places[places // windows == epoch] % windows] for epoch, order in zip(epochs, orders, strict=True)
             ]
-            starts = np.concatenate(in_order) * seq_len
+            starts = np.concatenate(parts) * seq_len
+        windows = self._cached("windows", self._view, seq_len)
         if self._on_device is not None:
-            windows = self._on_device.unfold(0, seq_len + 1, 1)  # all of them, as a view; below too
             ids = windows[to_device(torch.from_numpy(starts), self.device)].long() & 0xFFFF
         else:
-            windows = np.lib.stride_tricks.sliding_window_view(self.tokens, seq_len + 1)
             ids = to_device(torch.from_numpy(windows[starts].astype(np.int64)), self.device)
         return ids[:, :-1], ids[:, 1:]
 
-    def _order_of(self, epoch: int, windows: int) -> np.ndarray:
-        if self._order[0] != (epoch, windows):
-            self._order = ((epoch, windows), np.random.default_rng((self.seed, epoch)).permutation(windows))
-        return self._order[1]
+    def _cached(self, what: str, make: Callable[..., Any], *key: int) -> Any:
+        if self._last.get(what, (None,))[0] != key:
+            self._last[what] = (key, make(*key))
+        return self._last[what][1]
+
+    def _draw(self, block: int, rows: int, seq_len: int) -> np.ndarray:
+        """Where windows start in the steps of a block: seeding a generator takes longer than drawing from it."""
+        rng = np.random.default_rng((self.seed, block))
+        return rng.integers(0, len(self.tokens) - seq_len, (STEPS_DRAWN, rows))
+
+    def _shuffle(self, epoch: int, windows: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(windows)
+
+    def _view(self, seq_len: int) -> Any:
+        """All windows with the token after them, (tokens - seq_len, seq_len + 1), without copying any."""
+        if self._on_device is not None:
+            return self._on_device.unfold(0, seq_len + 1, 1)
+        return np.lib.stride_tricks.sliding_window_view(np.asarray(self.tokens), seq_len + 1)
 
 
 def fits_on(device: torch.device, size: int) -> bool:

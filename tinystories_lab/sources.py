@@ -10,7 +10,6 @@ from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import load_dataset
 from tqdm import tqdm
 
 from tinystories_lab.toyland import tell_stories
@@ -38,8 +37,10 @@ def read_rows(source: str | Path, max_stories: int | None, seed: int) -> Iterato
 
 def read_hub(max_stories: int | None) -> Iterator[tuple[str, str | None]]:
     """Yield (split, text) of the Hub's TinyStories, through datasets' own download and cache."""
+    import datasets  # half a second, and who only tells stories does not need it
+
     try:
-        hub = load_dataset(HUB_NAME, revision=HUB_REVISION)
+        hub = datasets.load_dataset(HUB_NAME, revision=HUB_REVISION)
     except Exception as cause:  # datasets, its HTTP client and the file system each raise their own
         raise ConnectionError(
             f"could not get {HUB_NAME} from the Hugging Face Hub ({type(cause).__name__}: {cause}). Try again in some "

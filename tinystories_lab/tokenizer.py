@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from tinystories_lab.encode import encode_stories
 from tinystories_lab.files import replace_whole
 from tinystories_lab.sources import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PAD = "<|pad|>"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
@@ -107,7 +110,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
 
 def write_bin(
     path: str | Path,
-    stories: Iterable[str] | Dataset,
+    stories: "Iterable[str] | Dataset",
     tokenizer: Tokenizer,
     max_tokens: int | None = None,
     source: str = "",
