@@ -1,5 +1,6 @@
 """One run by several processes: the same data, the same losses, one of them writing, and any number of them going on."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import micro
 import pytest
+import together
 import torch
 
 from tinystories_lab import __main__ as command_line
-from tinystories_lab import trainer
+from tinystories_lab import stages, trainer
 from tinystories_lab.checkpoint import load_model
+from tinystories_lab.presets import PRESETS
 from tinystories_lab.ranks import from_first_rank, mean_over_ranks, my_rows, rank, ranks
 from tinystories_lab.runlog import read_log, read_rows
 
@@ -20,7 +23,7 @@ TOGETHER = str(Path(__file__).with_name("together.py"))
 RUN = Path("runs", "stories-micro")
 
 
-def start(folder, *arguments, processes=1, **environment):
+def start(folder, *arguments, processes, **environment):
     """Run the command line in `folder`, by so many processes; returns what the finished process says."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     path = os.pathsep.join(filter(None, sys.path))
@@ -29,13 +32,21 @@ def start(folder, *arguments, processes=1, **environment):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def run_here(folder, *arguments):
+    """The same command line in this process, alone."""
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train", together.train)
+        patch.setitem(PRESETS, "micro", together.PRESET)
+        assert command_line.main([*arguments, "--preset", "micro"]) == 0
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A folder with data, in which nothing was trained."""
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "stories.txt").write_text("\n\n".join(micro.make_stories()))
-    for stage in ("prepare", "tokenizer"):
-        assert start(folder, stage).returncode == 0
+    run_here(folder, "prepare")
+    run_here(folder, "tokenizer")
     return folder
 
 
@@ -44,7 +55,7 @@ def alone(prepared, tmp_path_factory):
     """The same folder after a run by one process."""
     folder = tmp_path_factory.mktemp("alone") / "work"
     shutil.copytree(prepared, folder)
-    assert start(folder, "train").returncode == 0
+    run_here(folder, "train")
     return folder
 
 

@@ -914,16 +914,22 @@ def test_compiling_is_no_step_and_not_timed(run, uninterrupted, tmp_path, monkey
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_run_that_was_interrupted_equals_one_that_was_not(run, tmp_path, monkeypatch):
+def test_a_compiled_run_that_was_interrupted_equals_one_that_was_not(
+    data_dir, model_config, train_config, tmp_path, monkeypatch
+):
     """In bits, and it learns what the plain one learns."""
+
+    def run(folder):
+        return train(tmp_path / folder, data_dir, replace(model_config, n_layer=1), train_config, "cpu", torch.float32)
+
     monkeypatch.setattr(step, "choose_compile", lambda device, flops: (True, "for the test"))
-    for row in run(tmp_path / "stopped"):
+    for row in run("stopped"):
         if row["step"] == 9:
             break
-    list(run(tmp_path / "stopped"))
-    compiled = list(run(tmp_path / "whole"))
+    list(run("stopped"))
+    compiled = list(run("whole"))
     assert not differences(tmp_path / "stopped", tmp_path / "whole")
     monkeypatch.undo()
-    plain = list(run(tmp_path / "plain"))
+    plain = list(run("plain"))
     for one, other in zip(compiled, plain, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-3)

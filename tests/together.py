@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
     save_every=4,
     keep_every=5,
 )
-PRESETS["micro"] = Preset("micro", "stories.txt", None, 1_000, None, 20, micro.MODEL, CONFIG)
+PRESET = Preset("micro", "stories.txt", None, 1_000, None, 20, micro.MODEL, CONFIG)
 
 
 def train(*arguments, **settings):
@@ -37,5 +37,5 @@ def train(*arguments, **settings):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    stages.train = train
+    PRESETS["micro"], stages.train = PRESET, train
     sys.exit(main([*sys.argv[1:], "--preset", "micro"]))
