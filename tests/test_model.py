@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinystories_lab.attention import QUERIES_AT_ONCE, apply_rope, causal_attention, rope_tables
-from tinystories_lab.model import TOKENS_AT_ONCE, GPTConfig, GPTMini
+from tinystories_lab.model import TOKENS_AT_ONCE as AT_ONCE
+from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.presets import PRESETS
 from tinystories_lab.recipe import TrainConfig, make_optimizer
 
+TOKENS_AT_ONCE = AT_ONCE["cpu"]
 MICRO = GPTConfig(vocab_size=300, n_layer=2, n_head=2, d_model=32, max_len=16)
 RESIDUAL = ("attention.out.weight", "feed_forward.down.weight")
 

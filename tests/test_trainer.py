@@ -813,6 +813,10 @@ def beside(monkeypatch):
     monkeypatch.setattr(keeper, "writes_beside", lambda device: True)
 
 
+def test_checkpoints_are_written_beside_the_training_on_a_gpu_alone():
+    assert [keeper.writes_beside(torch.device(kind)) for kind in ("cuda", "cpu", "mps")] == [True, False, False]
+
+
 def slowly(monkeypatch, run_dir, may_go_on):
     """From now on writing last.pt takes until `may_go_on` is set."""
 

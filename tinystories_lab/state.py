@@ -107,14 +107,17 @@ class TrainState:
             setattr(self, name, checkpoint[name])
 
 
-def resume_sentence(checkpoint: dict[str, Any], config: TrainConfig, logged_step: int, mirrored: bool) -> str:
-    """Where a run goes on, how old that is, and how many steps have to be run again at most."""
+def resume_sentence(checkpoint: dict[str, Any], config: TrainConfig, logged_step: int, behind: bool) -> str:
+    """Where a run goes on, how old that is, and how many steps have to be run again at most.
+
+    `behind` says that the save or copy of a later step may have been under way.
+    """
     step, seconds = checkpoint["step"], time.time() - checkpoint["saved_at"]
     ago = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     if seconds >= 7_200:
         ago = f"{seconds / 3_600:.0f} hours"
     next_save = config.next_save(step)
-    if mirrored:  # the copy of a later save may have been under way
+    if behind:
         next_save = config.next_save(next_save)
     lost = 0 if checkpoint["orderly"] else max(next_save, logged_step) - step
     return f"resumed at step {step:,}, saved {ago} ago, {lost:,} steps lost at most"

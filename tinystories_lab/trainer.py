@@ -12,7 +12,7 @@ import torch
 from tinystories_lab.checkpoint import latest_checkpoint
 from tinystories_lab.copies import sha256_of
 from tinystories_lab.device import choose_device, choose_dtype
-from tinystories_lab.keeper import Keeper
+from tinystories_lab.keeper import Keeper, writes_beside
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.mirror import Mirror
 from tinystories_lab.model import GPTConfig, GPTMini
@@ -31,11 +31,11 @@ def evaluate(
 ) -> float:
     """Mean loss in nats a token over the loader's first `batches` batches: the same windows at every call."""
     device = model.tok_emb.weight.device
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), device=device)
     for step in range(batches):
         for x, y in zip(*(part.to(device).chunk(micro_batches) for part in my_rows(loader.batch(step))), strict=True):
             with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                total += model(x, y)[1].double() / micro_batches
+                total += model(x, y)[1] / micro_batches
     return mean_over_ranks(total).item() / batches
 
 
@@ -60,7 +60,7 @@ def train(
 
     last.pt is saved every `save_every` steps, before each evaluation, after `save_minutes`, and when the loop is left in
     any way: break, exception, Ctrl-C, SIGTERM. The next call goes on exactly there. A save that fails warns, and training
-    goes on. At the end final.pt holds the model alone.
+    goes on. On a GPU a thread writes, while training goes on. At the end final.pt holds the model alone.
 
     Raises at the call, before anything is written: ValueError or FileNotFoundError when data, model and run do not fit
     together. Raises in the loop: BlockingIOError while another session trains this run; FloatingPointError when the loss
@@ -127,7 +127,8 @@ def run_steps(
     if checkpoint:
         if state.step < config.total_steps:
             resumed_from = state.step
-            print(resume_sentence(checkpoint, config, max(logged, default=0), mirror is not None))
+            behind = mirror is not None or writes_beside(loader.device)
+            print(resume_sentence(checkpoint, config, max(logged, default=0), behind))
         # A row is evaluated and written after its step was saved: a crash between the two, or in the write, costs nothing.
         row = state.row or {}
         there = logged.get(row.get("step"), {})
