@@ -28,7 +28,7 @@ import torch
 import torch._dynamo  # the first optimizer step would import it, in every process anew
 
 from tinystories_lab import checkpoint as checkpoint_module
-from tinystories_lab import copies, files, mirror
+from tinystories_lab import copies, files, keeper, mirror
 from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.trainer import train
@@ -138,6 +138,11 @@ def break_the_mirror(number: int, times: int, step: int) -> None:
     mirror.copy_in_place = fail
 
 
+def save_beside(step: int) -> None:
+    """Checkpoints are written by a thread, as on a GPU."""
+    keeper.writes_beside = lambda device: True
+
+
 def slowly(step: int) -> None:
     """Steps of 10 ms: time for what happens outside."""
     time.sleep(0.01)
@@ -207,9 +212,9 @@ class Run:
         self.count_lost()
         return child.exitcode
 
-    def go_until(self, number: int, seconds: float) -> int:
+    def go_until(self, number: int, seconds: float, fault: Callable[[int], None] | None = None) -> int:
         """One session that gets a signal after so long; returns the exit code."""
-        with self.process() as child:
+        with self.process(fault) as child:
             time.sleep(seconds)
             if child.is_alive():
                 os.kill(child.pid, number)
@@ -260,18 +265,24 @@ class Result:
 # --- the faults
 
 
-def killed_at_random(lab: Lab, kills: int) -> Result:
-    result = Result("SIGKILL at a random moment")
+def killed_at_random(
+    lab: Lab, kills: int, what: str = "SIGKILL at a random moment", fault: Callable[[int], None] | None = None
+) -> Result:
+    result = Result(what)
     while result.times < kills:
         run, landed = lab.run(), 0
         while result.times + landed < kills and not (run.run_dir / "final.pt").exists():
-            landed += run.go_until(signal.SIGKILL, lab.random.uniform(0, lab.seconds)) == -signal.SIGKILL
+            landed += run.go_until(signal.SIGKILL, lab.random.uniform(0, lab.seconds), fault) == -signal.SIGKILL
         result.add(run, landed)
     return result
 
 
+def killed_saving_beside(lab: Lab, kills: int) -> Result:
+    return killed_at_random(lab, kills, "the same, with checkpoints written by a thread as on a GPU", save_beside)
+
+
 def killed_and_machine_lost(lab: Lab, kills: int) -> Result:
-    result = Result("the same, and the machine is lost: back from the mirror")
+    result = Result("SIGKILL, and the machine is lost: back from the mirror")
     while result.times < kills:
         run, landed = lab.run(mirrored=True), 0
         while result.times + landed < kills and not (run.run_dir / "final.pt").exists():
@@ -399,6 +410,7 @@ def log_torn(lab: Lab, kills: int) -> Result:
 
 FAULTS: list[Callable[[Lab, int], Result]] = [
     killed_at_random,
+    killed_saving_beside,
     killed_and_machine_lost,
     killed_in_a_save,
     signalled(signal.SIGTERM, {128 + signal.SIGTERM}),
@@ -431,8 +443,8 @@ def main() -> int:
 
 
 def share_of(fault: Callable[[Lab, int], Result], kills: int) -> int:
-    """How many of the kills a fault gets: half of them at random moments, a quarter each with the machine and in a save."""
-    return {killed_at_random: kills - 2 * (kills // 4)}.get(fault, kills // 4)
+    """How many of the kills a fault gets: a quarter of them each, and what is left."""
+    return {killed_at_random: kills - 3 * (kills // 4)}.get(fault, kills // 4)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,15 @@ def test_after_every_fault_the_run_ends_bit_for_bit_as_if_nothing_had_happened(t
 
 def test_as_many_processes_were_killed_as_asked(table, request):
     killed = [times for fault, (times, *_) in table.items() if "SIGKILL" in fault or "the same" in fault]
-    assert len(killed) == 3 and sum(killed) >= request.config.getoption("kills")
+    assert len(killed) == 4 and sum(killed) >= request.config.getoption("kills")
 
 
 def test_a_kill_costs_at_most_the_steps_since_the_last_save(table):
     for fault, (_, lost, _) in table.items():
         if "SIGKILL" in fault:
             assert lost <= CONFIG.save_every, fault
+        if "thread" in fault:  # the newest save may not have been on disk yet, but the one before it was
+            assert lost <= 2 * CONFIG.save_every, fault
 
 
 def test_a_signal_that_asks_and_a_torn_log_cost_nothing(table):
