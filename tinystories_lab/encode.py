@@ -76,8 +76,6 @@ def encode_stories(
         for batch in stories.select_columns("text").iter(STORIES_PER_BATCH):
             yield from zip(*encoder.batch(batch).values(), strict=True)
         return
-    # What a forked process would warn of does not happen: its tokenizer starts no threads for one text at a time.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for start in range(0, len(stories), STORIES_PER_SLICE):
         part = stories.select(range(start, min(start + STORIES_PER_SLICE, len(stories))))
         with tempfile.TemporaryDirectory() as folder:

@@ -63,8 +63,12 @@ def in_process(function: Callable[..., float], *arguments: Any) -> tuple[float, 
 
     Anonymous memory as /proc tells it, every 20 ms: pages of mapped files can go at any time, and do not count.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    try:
         return pool.apply(_watched, (function, arguments))
+    finally:
+        pool.close()
+        pool.join()
 
 
 def _watched(function: Callable[..., float], arguments: tuple) -> tuple[float, float]:

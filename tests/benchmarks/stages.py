@@ -195,7 +195,7 @@ def train(source: str, large: bool) -> list[Row]:
         "ours, not compiled": lambda: step.take_step(plain, plain_batch, DTYPE),
         "ours": lambda: step.take_step(state, batch, DTYPE),
     }
-    seconds = in_turn(contestants, 40 if cuda else 8)
+    seconds = in_turn(contestants, 40 if cuda else 5)
     speed = {name: B * T / of_one for name, of_one in seconds.items()}
     limit = B * T / product_seconds(B, T, GPTConfig())
     memory = (None, None) if cuda else tuple(in_process(_two_steps, ours, B, T)[1] for ours in (False, True))
