@@ -340,9 +340,9 @@ def checkpoint(source: str, large: bool) -> list[Row]:
     keeper.writes_beside = was
     config = PRESETS["book"].train
     saves = config.total_steps // config.save_every + 1 + config.total_steps // config.keep_every
-    for beside, where in ((False, "in line (CPU)"), (True, "by a thread (GPU; here on a CPU)")):
+    for beside, where in ((False, "in line, as on a CPU"), (True, "by a thread, as on a GPU")):
         note = f"{saves} saves of a book run: {saves * stops[beside]:.1f} s"
-        rows.append(Row("checkpoint", f"the loop stops, {where}", "s", stops[False], stops[beside], note=note))
+        rows.append(Row("checkpoint", where, "s", stops[False], stops[beside], note=note))
     return rows
 
 
