@@ -33,14 +33,15 @@ def next_token_probabilities(
     logits = logits.detach().float().cpu()
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    values, ids = logits, None
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[..., -1:]
-        above, equal = logits > least, logits == least
-        kept = above | (
-            equal & (equal.cumsum(-1, dtype=torch.int32) <= top_k - above.sum(-1, keepdim=True))
-        )  # of equals, the first
-        logits = logits.masked_fill(~kept, -torch.inf)
-    odds = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
+        values, ids = logits.topk(top_k)
+        least = values[..., -1:]
+        if (logits == least).sum() > (values == least).sum():  # of equals the first are kept, as argmax has it
+            values, ids = (part[..., :top_k] for part in logits.sort(descending=True, stable=True))
+    odds = torch.softmax((values - values.amax(-1, keepdim=True)) / temperature, dim=-1)
+    if ids is not None:
+        odds = torch.zeros_like(logits).scatter_(-1, ids, odds)
     if top_p is not None:
         falling, order = odds.sort(descending=True, stable=True)
         dropped = falling.cumsum(-1) - falling >= top_p  # never the likeliest

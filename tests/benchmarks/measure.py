@@ -157,7 +157,9 @@ def figure(path: Path, rows: list[Row]) -> None:
     bars = axes.barh([f"{row.stage}: {row.what}" for row in rows], [row.ratio for row in rows], color="#0072B2")
     axes.bar_label(bars, [f"{row.ratio:.1f}x" for row in rows], padding=3)
     axes.axvline(1, color="#444444", linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlabel="times as good as the chapter's way", xlim=(0.7, 2.5 * max(row.ratio for row in rows)))
+    axes.set(
+        xscale="log", xlabel="times as good as the chapter's way", xlim=(0.7, 2.5 * max(row.ratio for row in rows))
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.invert_yaxis()
     drawing.savefig(path, dpi=120)
