@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,10 @@ from tinystories_lab.trainer import train
 WORKSPACE = tempfile.mkdtemp(prefix="tinystories_lab_tests_")
 os.environ["TINYSTORIES_LAB_PRESET"] = "tiny"
 os.environ["TINYSTORIES_LAB_WORKSPACE"] = WORKSPACE
+
+# A shell starts what runs in its background with Ctrl-C ignored, nohup with SIGHUP; the tests send both.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Micro matrices gain nothing from a second thread, and beside other work waiting for it costs tenfold.
 torch.set_num_threads(1)

@@ -144,8 +144,8 @@ def save_beside(step: int) -> None:
 
 
 def slowly(step: int) -> None:
-    """Steps of 10 ms: time for what happens outside."""
-    time.sleep(0.01)
+    """Steps of 20 ms: time for what happens outside."""
+    time.sleep(0.02)
 
 
 # --- what happens outside
