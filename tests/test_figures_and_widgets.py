@@ -6,7 +6,9 @@ from matplotlib.figure import Figure
 from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.generate import PROMPTS
 from tinystories_lab.model import GPTMini
-from tinystories_lab.notebook import plots, widgets
+from tinystories_lab.notebook import curves, plots, rating
+from tinystories_lab.notebook.live import LiveRun
+from tinystories_lab.notebook.playground import story_playground
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.tokenizer import load_tokenizer
@@ -16,14 +18,13 @@ ROWS = [
     {"step": s, "tokens": s * 100, "train_loss": 6 / s, **({"val_loss": 6.5 / s} if s > 1 else {})} for s in (1, 2, 3)
 ]
 FIGURES = {
-    "loss_curve": lambda: plots.loss_curve(ROWS, 1_000),
-    "loss_curve before any evaluation": lambda: plots.loss_curve(ROWS[:1], 1_000),
-    "loss_curve beside the chapter's": lambda: plots.loss_curve(ROWS, 8_000, book=True),
-    "lr_curve": lambda: plots.lr_curve(TrainConfig()),
+    "loss_curve": lambda: curves.loss_curve(ROWS, 1_000),
+    "loss_curve before any evaluation": lambda: curves.loss_curve(ROWS[:1], 1_000),
+    "loss_curve beside the chapter's": lambda: curves.loss_curve(ROWS, 8_000, book=True),
+    "lr_curve": lambda: curves.lr_curve(TrainConfig()),
     "histogram of whole numbers": lambda: plots.histogram([1, 2, 2, 300], "How many?", "words", 2, "median"),
     "histogram of one value": lambda: plots.histogram([0.5], "How many?", "ratio"),
     "bars": lambda: plots.bars({"a": 1.0, "b": 2.0}, "Which?", "share"),
-    "likely_next": lambda: plots.likely_next([" the", " a"], torch.tensor([0.7, 0.3]), "after 'Once'"),
 }
 
 
@@ -38,12 +39,12 @@ def test_a_figure_has_a_title_and_labelled_axes_and_draws(name, tmp_path):
 
 def test_the_curve_shows_where_a_run_was_resumed():
     rows = [row | ({"resumed_from": row["step"] - 1} if row["step"] > 1 else {}) for row in ROWS]
-    axes = plots.loss_curve(rows, 1_000).axes[0]
+    axes = curves.loss_curve(rows, 1_000).axes[0]
     lines = [line for line in axes.lines if list(line.get_xdata()) in ([1, 1], [2, 2])]
     assert len(lines) == 2
     assert [text.get_text() for text in axes.get_legend().get_texts()].count("resumed") == 1
     assert "resumed" not in str(
-        [text.get_text() for text in plots.loss_curve(ROWS, 1_000).axes[0].get_legend().get_texts()]
+        [text.get_text() for text in curves.loss_curve(ROWS, 1_000).axes[0].get_legend().get_texts()]
     )
 
 
@@ -59,7 +60,7 @@ def model_and_tokenizer(data_dir, model_config):
 
 
 def test_the_playground_tells_a_story_at_once_and_anew_when_a_value_changes(model_and_tokenizer):
-    *controls, story = widgets.story_playground(*model_and_tokenizer).children
+    *controls, story = story_playground(*model_and_tokenizer).children
     controls = {control.description: control for control in controls}
     first = story.value
     assert PROMPTS[0] in first
@@ -74,18 +75,18 @@ def test_the_playground_tells_a_story_at_once_and_anew_when_a_value_changes(mode
 def test_the_playground_says_in_the_widget_what_is_wrong(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     tokenizer.add_tokens(["dragon"])  # an id that the model does not have
-    *controls, story = widgets.story_playground(model, tokenizer).children
+    *controls, story = story_playground(model, tokenizer).children
     controls[0].value = "dragon"
     assert "is this the model" in story.value
 
 
 def test_sliders_that_compute_wait_for_the_mouse_to_be_released(model_and_tokenizer):
-    *controls, _ = widgets.story_playground(*model_and_tokenizer).children
+    *controls, _ = story_playground(*model_and_tokenizer).children
     assert not any(control.continuous_update for control in controls)
 
 
 def test_ratings_are_saved_as_the_sliders_stand(tmp_path):
-    form = widgets.rating_form(["A story.", "Another."], tmp_path / "ratings.jsonl")
+    form = rating.rating_form(["A story.", "Another."], tmp_path / "ratings.jsonl")
     *stories, button, said = form.children
     stories[1].children[1].value = 5
     button.click()
@@ -95,7 +96,7 @@ def test_ratings_are_saved_as_the_sliders_stand(tmp_path):
 
 
 def test_only_widgets_that_colab_has_are_used(model_and_tokenizer, tmp_path):
-    boxes = [widgets.story_playground(*model_and_tokenizer), widgets.rating_form(["A story."], tmp_path / "r.jsonl")]
+    boxes = [story_playground(*model_and_tokenizer), rating.rating_form(["A story."], tmp_path / "r.jsonl")]
     while boxes:
         box = boxes.pop()
         assert type(box).__module__.startswith("ipywidgets.") and isinstance(box, ipywidgets.Widget)
@@ -105,7 +106,7 @@ def test_only_widgets_that_colab_has_are_used(model_and_tokenizer, tmp_path):
 def test_a_live_run_gives_every_row_and_leaving_it_saves(tmp_path, data_dir, model_config, train_config):
     def live():
         rows = train(tmp_path, data_dir, model_config, train_config)
-        return widgets.LiveRun(rows, tmp_path / "loss.jsonl", train_config.total_steps, model_config.vocab_size)
+        return LiveRun(rows, tmp_path / "loss.jsonl", train_config.total_steps, model_config.vocab_size)
 
     for row in live():
         if row["step"] == 6:

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 
 from tinystories_lab.generate import (
     PROMPTS,
-    draw,
     generate,
-    next_token_probabilities,
     stream,
     stream_many,
     tell,
     window,
 )
 from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.sampling import draw, next_token_probabilities
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import load_tokenizer
 

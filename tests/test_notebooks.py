@@ -1,11 +1,14 @@
 """What the five notebooks are on disk; that they run is what nbval checks, cell by cell."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import nbformat
 import pytest
@@ -70,9 +73,31 @@ class TestEachNotebook:
 
     def test_code_that_belongs_in_the_package_is_not_in_a_cell(self, name):
         for cell in code_cells(name):
-            assert cell.source.count("\n") < 20 and not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), (
-                cell.id
-            )
+            assert not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), cell.id
+
+    def test_it_is_read_more_than_it_is_run(self, name):
+        lines = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in code_cells(name)]
+        words = sum(len(cell.source.split()) for cell in READ[name].cells if cell.cell_type == "markdown")
+        assert 15 <= len(READ[name].cells) <= 30
+        assert median(lines) <= 6 and max(lines) <= 20 and words >= 5 * sum(lines)
+
+    def test_a_text_stands_before_each_piece_of_code(self, name):
+        cells = READ[name].cells
+        assert all(before.cell_type == "markdown" for before, cell in pairwise(cells) if cell.cell_type == "code")
+
+    def test_what_you_should_see_was_measured_somewhere(self, name):
+        seen = [cell.source for cell in READ[name].cells if "**You should see**" in cell.source]
+        assert len(seen) >= 2
+        assert all(re.search(r"\(measured on [^)]+\)", source) for source in seen), "which machine?"
+
+    def test_a_check_says_what_is_wrong(self, name):
+        for cell in code_cells(name):
+            for statement in ast.walk(ast.parse(re.sub(r"^\s*[!%].*", "", cell.source, flags=re.MULTILINE))):
+                assert not isinstance(statement, ast.Assert) or statement.msg, cell.id
+
+    def test_it_ends_with_failures_exercises_and_what_was_written(self, name):
+        headings = re.findall(r"^## (.*)", "\n".join(cell.source for cell in READ[name].cells[-4:]), re.MULTILINE)
+        assert headings[-3:-1] == ["Common failures", "Exercises"] and headings[-1].startswith("What was written")
 
     def test_it_explains_more_than_it_codes(self, name):
         words = sum(len(cell.source.split()) for cell in READ[name].cells if cell.cell_type == "markdown")
@@ -97,7 +122,7 @@ from dataclasses import replace
 from pathlib import Path
 from tinystories_lab import presets
 from tinystories_lab.notebook import colab
-from tinystories_lab.notebook.widgets import LiveRun
+from tinystories_lab.notebook.live import LiveRun
 
 google = types.ModuleType("google.colab")
 google.drive = types.SimpleNamespace(mount=lambda path, **_: Path(path, "MyDrive").mkdir(parents=True, exist_ok=True))

@@ -69,7 +69,7 @@ def generate_stage(lab: Workspace) -> None:
 
 def retrospective(lab: Workspace) -> None:
     """the run's files -> loss_curve.png and the report"""
-    from tinystories_lab.notebook.plots import loss_curve  # matplotlib is needed here only
+    from tinystories_lab.notebook.curves import loss_curve  # matplotlib is needed here only
 
     rows = read_log(lab.run_dir / "loss.jsonl")
     validated = [row for row in rows if "val_loss" in row]
