@@ -43,7 +43,7 @@ def test_a_deck_is_five_told_and_three_real_stories_that_the_model_was_not_given
 def test_the_model_goes_on_from_other_stories_than_the_real_ones_of_the_deck(model, tokenizer, tmp_path):
     write_bin(tmp_path / "val.bin", [f"{letter} was a letter of some kind." for letter in "ABCDEFGHIJ"], tokenizer)
     deck = blind_deck(model, tokenizer, tmp_path / "val.bin", new_tokens=60)
-    assert len({opening(card["story"]) for card in deck}) == len(deck)
+    assert len({card["story"][0] for card in deck}) == len(deck)
 
 
 def test_real_and_told_stories_are_cut_alike(model, tokenizer, data_dir, stories):
