@@ -65,3 +65,14 @@ def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[st
         "distinct_bigrams": distinct(2),
         "distinct_trigrams": distinct(3),
     }
+
+
+def metrics_beside_real(
+    samples: Sequence[Mapping[str, Any]], data_dir: str | Path, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The `story_metrics` of samples.jsonl from before and after training, and of as many real stories, as rows of a table."""
+    data_dir = Path(data_dir)
+    kinds = {when: [row for row in samples if row["when"] == when] for when in ("before", "after")}
+    kinds["real"] = real_stories_like(kinds["after"] or samples, data_dir / "val.bin", tokenizer)
+    known = training_words(data_dir / "train.bin", tokenizer)
+    return [{"stories": kind} | story_metrics(rows, known) for kind, rows in kinds.items() if rows]

@@ -1,16 +1,17 @@
 """Is it writing or reciting? The longest passage that each story has in common with the training file, word for word."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from tinystories_lab.loader import open_tokens
-from tinystories_lab.metrics import WORD
+from tinystories_lab.metrics import WORD, real_stories_like
 
 TOKENS_AT_ONCE = 2**20  # some 40 MB of memory, whatever the file's size
 TABLE_BITS = 20
@@ -42,6 +43,16 @@ def longest_copies(stories: Sequence[str], train_bin: str | Path, tokenizer: Tok
         both = sorted(here & there)
         copies.append(Copied(len(both), text[first + both[0][0] : first + both[-1][1]] if both else ""))
     return copies
+
+
+def copies_beside_real(
+    told: Sequence[Mapping[str, Any]], data_dir: str | Path, tokenizer: Tokenizer
+) -> dict[str, list[Copied]]:
+    """The `longest_copies` of told stories (rows of samples.jsonl), and, under "real", of as many held-out ones."""
+    data_dir = Path(data_dir)
+    real = real_stories_like(told, data_dir / "val.bin", tokenizer)
+    found = longest_copies([row["story"] for row in [*told, *real]], data_dir / "train.bin", tokenizer)
+    return {"told": found[: len(told)], "real": found[len(told) :]}
 
 
 def whole_words(before: str, passage: str, after: str) -> set[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The curves of a run; each function takes plain values and returns a matplotlib Figure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from statistics import fmean
 
 from matplotlib.figure import Figure
@@ -50,5 +51,15 @@ def lr_curve(config: TrainConfig) -> Figure:
     figure.axes[0].axvline(
         config.warmup_steps, color=GREY, linestyle=":", label=f"warm-up ends at step {config.warmup_steps:,}"
     )
+    name_lines(figure.axes[0])
+    return figure
+
+
+def compare_curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """One line a run through its (tokens read, bits a byte), told apart also by their markers."""
+    figure = new_figure("Bits a byte by tokens read", "tokens read", "bits a byte (held-out stories)")
+    for (name, points), colour, marker in zip(runs.items(), cycle((BLUE, ORANGE, GREEN)), cycle("os^")):
+        figure.axes[0].plot(*zip(*points, strict=True), f"{marker}-", markersize=4, color=colour, label=name)
+    figure.axes[0].set_xscale("log")
     name_lines(figure.axes[0])
     return figure
