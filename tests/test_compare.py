@@ -91,11 +91,11 @@ def test_the_chapters_steps_are_met_by_tokens_and_by_share():
 
     rows = beside_the_chapter([row(1), *(row(step) for step in range(50, 6_001, 50))])
     by_step = {each["step"]: each for each in rows}
-    assert by_step[0]["yours, as many tokens"] == by_step[0]["yours, same share"] == pytest.approx(8.999)
-    assert by_step[4_000]["yours, as many tokens"] == pytest.approx(5)
-    assert by_step[8_000]["yours, as many tokens"] is None
-    assert by_step[8_000]["yours, same share"] == pytest.approx(5)
-    assert by_step[12_000]["yours, same share"] == pytest.approx(3)
+    assert by_step[0]["yours"] == by_step[0]["yours, by share"] == pytest.approx(8.999)
+    assert by_step[4_000]["yours"] == pytest.approx(5)
+    assert by_step[8_000]["yours"] is None
+    assert by_step[8_000]["yours, by share"] == pytest.approx(5)
+    assert by_step[12_000]["yours, by share"] == pytest.approx(3)
     assert by_step[4_000]["chapter"] == 2.78 and by_step[4_000]["tokens"] == 4_000 * 16_384
 
 

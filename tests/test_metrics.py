@@ -79,20 +79,17 @@ def test_a_story_that_fills_its_room_to_the_last_token_counts_as_cut_as_a_told_o
         assert real == {"story": "Lily was happy.", "ended": ended}, "and one real story is all there is"
 
 
-def test_told_stories_stand_in_rows_beside_real_ones_with_words_that_training_lacks(data_dir):
+def test_told_stories_stand_in_columns_beside_real_ones_with_words_that_training_lacks(data_dir):
     tokenizer = load_tokenizer(data_dir / "tokenizer.json")
     known = training_words(data_dir / "train.bin", tokenizer)
     settings = {"prompt": "Lily", "max_new_tokens": 40, "ended": True}
-    samples = [
-        {"when": "before", "story": "Lily bo fizzle.", **settings},
-        *[{"when": "after", "story": "Lily was happy.", **settings}] * 2,
-    ]
-    rows = metrics_beside_real(samples, known, data_dir / "val.bin", tokenizer)
-    assert [row["stories"] for row in rows] == ["before", "after", "real"]
-    assert [row["unknown, such as"] for row in rows] == ["fizzle, bo", "none", "none"]
-    assert rows[0].items() >= story_metrics(samples[:1], known).items()
-    assert (
-        rows[2].items() >= story_metrics(real_stories_like(samples[1:], data_dir / "val.bin", tokenizer), known).items()
-    )
-    (only,) = metrics_beside_real(samples[:1], known, data_dir / "val.bin", tokenizer)[:-1]
-    assert only == rows[0], "what was not told is left out"
+    before = [{"when": "before", "story": "Lily bo fizzle.", **settings}]
+    after = [{"when": "after", "story": "Lily was happy.", **settings}] * 2
+    *rows, unknown = metrics_beside_real(before + after, known, data_dir / "val.bin", tokenizer)
+    real = real_stories_like(after, data_dir / "val.bin", tokenizer)
+    for kind, told in (("before", before), ("after", after), ("real", real)):
+        assert [row[kind] for row in rows] == list(story_metrics(told, known).values())
+    assert [row["figure"] for row in rows][1:3] == ["ended", "known words"]
+    assert unknown == {"figure": "not known", "before": "fizzle, bo", "after": "none", "real": "none"}
+    early = metrics_beside_real(before, known, data_dir / "val.bin", tokenizer)
+    assert all(row.keys() == {"figure", "before", "real"} for row in early), "what was not told has no column"

@@ -18,8 +18,8 @@ SIBLING_STEPS = 500  # at most, and half the run's: of `book`, minutes on a T4
 
 
 def run_row(run_dir: str | Path) -> dict[str, Any]:
-    """What a run came to, from its folder: name, parameters, tokens read, last validation loss (nats a token), bits a
-    byte, tokens a second, minutes of training.
+    """What a run came to, from its folder: name, last validation loss (nats a token), bits a byte, minutes of training,
+    tokens a second, tokens read, parameters.
 
     Raises FileNotFoundError when it has no config.yaml, or no evaluation yet.
     """
@@ -35,12 +35,12 @@ def run_row(run_dir: str | Path) -> dict[str, Any]:
     tokens, seconds = log[-1]["tokens"], log[-1]["seconds"]
     return {
         "run": run_dir.name,
-        "parameters": parameters,
-        "tokens read": tokens,
         "loss": losses[-1],
         "bits a byte": bits_per_byte(losses[-1], bytes_per_token(run_dir)),
-        "tokens a second": round(tokens / max(seconds, 0.01)),
         "minutes": seconds / 60,
+        "tokens a second": round(tokens / max(seconds, 0.01)),
+        "tokens read": tokens,
+        "parameters": parameters,
     }
 
 
@@ -64,19 +64,19 @@ def chapter_rows() -> list[dict[str, Any]]:
     return [
         {
             "run": f"the chapter: {machine}",
-            "parameters": BOOK_RESULTS["parameters"],
-            "tokens read": steps * BOOK_RESULTS["tokens_per_step"],
             "loss": figures["final_loss"],
             "bits a byte": bits_per_byte(figures["final_loss"], size),
-            "tokens a second": figures["tokens_per_second"],
             "minutes": figures["hours"] * 60,
+            "tokens a second": figures["tokens_per_second"],
+            "tokens read": steps * BOOK_RESULTS["tokens_per_step"],
+            "parameters": BOOK_RESULTS["parameters"],
         }
         for machine, figures in BOOK_RESULTS["machines"].items()
     ]
 
 
 def beside_the_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
-    """The chapter's loss by step beside the run's train loss, after as many tokens and after the same share of the run.
+    """The chapter's loss by step beside the run's train loss, after as many tokens, and by the same share of the run.
 
     Each is the mean of up to five rows around it; None where the run did not get so far.
     """
@@ -94,8 +94,8 @@ def beside_the_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
             "step": step,
             "tokens": step * BOOK_RESULTS["tokens_per_step"],
             "chapter": loss,
-            "yours, as many tokens": near(step * BOOK_RESULTS["tokens_per_step"]),
-            "yours, same share": near(log[-1]["tokens"] * step / max(steps)),
+            "yours": near(step * BOOK_RESULTS["tokens_per_step"]),
+            "yours, by share": near(log[-1]["tokens"] * step / max(steps)),
         }
         for step, loss in steps.items()
     ]

@@ -76,15 +76,17 @@ def unknown_words(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> list[st
 def metrics_beside_real(
     samples: Sequence[Mapping[str, Any]], known: Set[str], val_bin: str | Path, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """The `story_metrics` of samples.jsonl from before and after training, and of as many real stories, as rows of a table.
+    """The `story_metrics` as rows of a table, with columns for samples.jsonl before and after training, and as many real stories.
 
-    Each also names some words that training does not have.
+    What was not told has no column. The last row names some words that are not known.
     """
-    kinds = {when: [row for row in samples if row["when"] == when] for when in ("before", "after")}
-    kinds["real"] = real_stories_like(kinds["after"] or samples, val_bin, tokenizer)
-    rows_of = {kind: rows for kind, rows in kinds.items() if rows}
-    unknown = {kind: ", ".join(unknown_words(rows, known)[:4]) or "none" for kind, rows in rows_of.items()}
-    return [
-        {"stories": kind} | story_metrics(rows, known) | {"unknown, such as": unknown[kind]}
-        for kind, rows in rows_of.items()
+    told = {when: [row for row in samples if row["when"] == when] for when in ("before", "after")}
+    told["real"] = real_stories_like(told["after"] or samples, val_bin, tokenizer)
+    columns = {kind: story_metrics(rows, known) for kind, rows in told.items() if rows}
+    names = next(iter(columns.values()))
+    rows = [
+        {"figure": name.replace("_", " ")} | {kind: figures[name] for kind, figures in columns.items()}
+        for name in names
     ]
+    unknown = {kind: ", ".join(unknown_words(told[kind], known)[:3]) or "none" for kind in columns}
+    return [*rows, {"figure": "not known"} | unknown]

@@ -76,9 +76,9 @@ def in_short(back: LookBack) -> str:
         "time": f"{60 * run['minutes']:,.0f} s of training, {run['tokens a second']:,} tokens a second",
         "pattern": f"{back.found.pattern}: {back.found.evidence}",
     }
-    for row in back.metrics:
-        figures = {name: value for name, value in row.items() if isinstance(value, float)}
-        lines[row["stories"]] = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+    if back.metrics:
+        figures = (f"{row['figure']} {row['after']:.2f} (real {row['real']:.2f})" for row in back.metrics[:-1])
+        lines["stories"] = ", ".join(figures)
     if back.copies:
         told, real = (copies[0].words for copies in back.copies.values())
         lines["copied"] = f"{told} words in a row from training at most; real stories {real}"
@@ -105,10 +105,11 @@ def in_full(back: LookBack) -> str:
         "## The stories, without a reader",
         table(back.metrics) if back.metrics else "No stories were kept after training yet: 04_generate keeps ten.",
         *(["## Writing or reciting?", table(copied_rows(back.copies))] if back.copies else []),
+        *(f"The longest, {kind}:\n\n{fenced(copies[0].passage)}" for kind, copies in back.copies.items()),
         "## The stories, rated from 0 to 5",
         table(back.ratings) if back.ratings else "Nobody has rated them yet: 05_retrospective asks for it.",
         "## Before and after",
-        *(f"{row['when'].capitalize()}:\n\n````text\n{row['story']}\n````" for row in first_samples(back.samples)),
+        *(f"{row['when'].capitalize()}:\n\n{fenced(row['story'])}" for row in first_samples(back.samples)),
         "## The checklist",
         "\n".join(f"- [{'x' if done else ' '}] {item}" for item, done in back.checklist.items()),
         "Optional, and not looked for: the log in W&B or TensorBoard.",
@@ -127,16 +128,9 @@ def write_report(back: LookBack) -> Path:
 
 
 def copied_rows(copies: Mapping[str, Sequence[Copied]]) -> list[dict[str, Any]]:
-    """Of told and of real stories, the longest copy first: how long copies are, and the longest."""
-    return [
-        {
-            "stories": whose,
-            "words copied, mean": fmean(copied.words for copied in found),
-            "most": found[0].words,
-            "which is": found[0].passage,
-        }
-        for whose, found in copies.items()
-    ]
+    """How many words the longest copied passage of a story has, on average and at most; of told and of real stories."""
+    words = {kind: [copied.words for copied in found] for kind, found in copies.items()}
+    return [{"stories": kind, "words copied, mean": fmean(of), "most": max(of)} for kind, of in words.items()]
 
 
 def first_samples(samples: Sequence[Row]) -> list[Row]:
@@ -147,6 +141,11 @@ def first_samples(samples: Sequence[Row]) -> list[Row]:
 def session_row(session: Mapping[str, Any]) -> dict[str, str]:
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     return {key: session[key] for key in ("started", "device_name", "dtype")} | {"versions": versions}
+
+
+def fenced(text: str) -> str:
+    """A text as it is, in Markdown."""
+    return f"````text\n{text}\n````"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

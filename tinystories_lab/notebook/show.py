@@ -63,7 +63,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     head = "".join(f'<th style="{cell}; text-align: left">{escape(key)}</th>' for key in rows[0])
     lines = (
         "".join(
-            f'<td style="{cell}; text-align: {"right" if isinstance(value, int | float) else "left"}">{escape(shown(value))}</td>'
+            f'<td style="{cell}; text-align: {"right" if isinstance(value, int | float | None) else "left"}">{escape(shown(value))}</td>'
             for value in row.values()
         )
         for row in rows
