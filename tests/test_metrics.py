@@ -90,6 +90,6 @@ def test_told_stories_stand_in_columns_beside_real_ones_with_words_that_training
     for kind, told in (("before", before), ("after", after), ("real", real)):
         assert [row[kind] for row in rows] == list(story_metrics(told, known).values())
     assert [row["figure"] for row in rows][1:3] == ["ended", "known words"]
-    assert unknown == {"figure": "not known", "before": "fizzle, bo", "after": "none", "real": "none"}
+    assert unknown == {"figure": "not known", "before": "bo, fizzle", "after": "none", "real": "none"}
     early = metrics_beside_real(before, known, data_dir / "val.bin", tokenizer)
     assert all(row.keys() == {"figure", "before", "real"} for row in early), "what was not told has no column"

@@ -68,9 +68,9 @@ def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[st
 
 
 def unknown_words(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> list[str]:
-    """The different words that are not known, the longest first."""
-    words = {word for row in rows for word in words_of(row["story"])}
-    return sorted(words - known, key=lambda word: (-len(word), word))
+    """The different words that are not known, in the order in which the stories have them."""
+    words = chain.from_iterable(words_of(row["story"]) for row in rows)
+    return [word for word in dict.fromkeys(words) if word not in known]
 
 
 def metrics_beside_real(
@@ -88,5 +88,5 @@ def metrics_beside_real(
         {"figure": name.replace("_", " ")} | {kind: figures[name] for kind, figures in columns.items()}
         for name in names
     ]
-    unknown = {kind: ", ".join(unknown_words(told[kind], known)[:3]) or "none" for kind in columns}
-    return [*rows, {"figure": "not known"} | unknown]
+    unknown = {kind: [word[:16] for word in unknown_words(told[kind], known)[:3]] for kind in columns}
+    return [*rows, {"figure": "not known"} | {kind: ", ".join(words) or "none" for kind, words in unknown.items()}]

@@ -23,22 +23,14 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     sliders = {question: widgets.IntSlider(3, min=0, max=BEST, description=question, layout=WIDE) for question in RATED}
     following = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
     form = widgets.VBox([where, story, *sliders.values(), following, said])
-    for name, part in {
-        "form": form,
-        "where": where,
-        "story": story,
-        "next": following,
-        "said": said,
-        **sliders,
-    }.items():
+    named = {"form": form, "where": where, "story": story, "next": following, "said": said} | sliders
+    for name, part in named.items():
         part.add_class(f"rating-{name}")
     left = unrated(deck, path, rater)
 
     def show() -> None:
         if not left:
-            where.value = prose(
-                f"All {len(deck)} stories are rated, and the ratings are in {path}. Which were real:"
-            ).data
+            where.value = prose(f"All {len(deck)} stories are rated, and the ratings are in {path}").data
             story.value = table(marks_of(deck, path, rater)).data + table(average_ratings(path)).data
             form.children = [where, story]
             return
@@ -66,7 +58,10 @@ def marks_of(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) ->
     """How each story of the deck begins, by whom it is, and this rater's marks."""
     rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
     return [
-        {"story": " ".join(card["story"].split()[:SHOWN_WORDS]) + " ...", "by": card["by"]}
-        | {question: rated[card["story"]][question] for question in RATED}
+        {
+            "story": " ".join(card["story"].split()[:SHOWN_WORDS]) + " ...",
+            "by": card["by"],
+            ", ".join(RATED): ", ".join(str(rated[card["story"]][question]) for question in RATED),
+        }
         for card in deck
     ]
