@@ -1,6 +1,8 @@
 """The report says what the run's files say."""
 
 import math
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -103,6 +105,20 @@ def test_the_short_form_has_the_same_figures(lab):
     ):
         assert part in short
     assert f"copied      {max(copied.words for copied in back.copies['told'])} words in a row" in short
+
+
+def test_the_run_named_stands_beside_it_and_else_the_newest(lab):
+    names = [f"{lab.run_dir.name}-{which}" for which in ("named", "newest")]
+    try:
+        for age, name in enumerate(names):
+            shutil.copytree(lab.run_dir, lab.run_dir.with_name(name))
+            os.utime(lab.run_dir.with_name(name) / "final.pt", (1e9 + age, 1e9 + age))
+        for other_run, name in (("", names[1]), (names[0], names[0])):
+            runs = look_back(lab, other_run).runs
+            assert [row["run"] for row in runs[:2]] == [lab.run_dir.name, name] and len(runs) == 5
+    finally:
+        for name in names:
+            shutil.rmtree(lab.run_dir.with_name(name), ignore_errors=True)
 
 
 def test_it_can_be_written_before_anything_was_told_or_rated(lab, tmp_path, monkeypatch):

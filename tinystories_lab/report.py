@@ -41,10 +41,13 @@ class LookBack:
     checklist: dict[str, bool]
 
 
-def look_back(lab: Workspace) -> LookBack:
-    """Read a run's folder and its data; some seconds. Raises FileNotFoundError where training has not finished an evaluation."""
+def look_back(lab: Workspace, other_run: str = "") -> LookBack:
+    """Read a run's folder and its data; some seconds. `other_run` is as `run_beside` takes it.
+
+    Raises FileNotFoundError where training has not finished an evaluation.
+    """
     run_dir = lab.run_dir
-    runs = [run_row(run_dir), *(run_row(other) for other in [run_beside(lab)] if other), *chapter_rows()]
+    runs = [run_row(run_dir), *(run_row(other) for other in [run_beside(lab, other_run)] if other), *chapter_rows()]
     config, log, samples = load_config(run_dir), read_log(run_dir / "loss.jsonl"), read_rows(run_dir / "samples.jsonl")
     after = [row for row in samples if row["when"] == "after"]
     tokenizer = load_tokenizer(run_dir / "tokenizer.json")
