@@ -70,6 +70,7 @@ def test_modules_import_only_what_stands_above_them():
         "step",
         "keeper",
         "trainer",
+        "patterns",
         "sampling",
         "generate",
         "review",
