@@ -143,8 +143,8 @@ def seconds_for_all(work: Callable[[int], object], count: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: "a second", "40 seconds", "3 minutes", "2.8 hours"."""
-    for unit, size in (("hours", 3_600), ("minutes", 60)):
-        if seconds >= 1.95 * size:
-            return f"{seconds / size:.2g} {unit}"
+    """A time as people say it: "a second", "40 seconds", "3 minutes", "2.8 hours", "3.2 days"."""
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if (many := seconds / size) >= 1.95:
+            return f"{many:.2g} {unit}" if many < 10 else f"{many:,.0f} {unit}"
     return f"{seconds:.0f} seconds" if seconds >= 1.5 else "a second"

@@ -21,10 +21,11 @@ BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + place): byte for 
 
 @dataclass(frozen=True)
 class Step:
-    """A sentence after the first `number` merges; `pair` is what the last of them joined, None before the first."""
+    """A sentence after the first `number` merges, the last of which joined `pair` to `made`; both are empty before the first."""
 
     number: int
-    pair: tuple[str, str] | None
+    pair: tuple[str, ...]
+    made: str
     pieces: list[str]
 
 
@@ -84,14 +85,14 @@ def merge_history(tokenizer: Tokenizer, sentence: str) -> list[Step]:
     learned = merges(tokenizer)
     rank = {pair: number for number, pair in enumerate(learned)}
     cut = [list(word) for word in words]
-    steps = [Step(0, None, [shown(token) for word in cut for token in word])]
+    steps = [Step(0, (), "", [shown(token) for word in cut for token in word])]
     for number, pair in enumerate(learned, start=1):
         made = "".join(pair)
         if any(made in word for word in words):  # else it cannot have done anything
             before, cut = cut, [cut_word(word, rank, number) for word in words]
             if cut != before:
                 now = [shown(token) for word in cut for token in word]
-                steps.append(Step(number, (shown(pair[0]), shown(pair[1])), now))
+                steps.append(Step(number, tuple(map(shown, pair)), shown(made), now))
     return steps
 
 

@@ -26,12 +26,11 @@ def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
 
     def show(change: dict | None = None) -> None:
         step = steps[slider.value]
-        made = "".join(step.pair) if step.pair else None
         what = (
-            f"merge {step.number:,} of {learned:,}: '{step.pair[0]}' + '{step.pair[1]}'" if made else "before any merge"
+            f"merge {step.number:,} of {learned:,}: {' + '.join(map(repr, step.pair))}" if step.pair else "no merge yet"
         )
         said.value = prose(f"{what}. {len(step.pieces)} tokens for {len(text.value.encode())} bytes.").data
-        cut.value = tokens(step.pieces, step.pieces.index(made) if made in step.pieces else None).data
+        cut.value = tokens(step.pieces, step.pieces.index(step.made) if step.made else None).data
 
     def start(change: dict | None = None) -> None:
         steps[:] = merge_history(tokenizer, text.value)
