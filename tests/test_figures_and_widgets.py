@@ -5,10 +5,9 @@ from matplotlib.figure import Figure
 
 from tinystories_lab.generate import PROMPTS
 from tinystories_lab.model import GPTMini
-from tinystories_lab.notebook import curves, plots, rating
+from tinystories_lab.notebook import curves, plots
 from tinystories_lab.notebook.playground import story_playground
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import read_rows
 from tinystories_lab.tokenizer import load_tokenizer
 
 ROWS = [
@@ -104,18 +103,8 @@ def test_sliders_that_compute_wait_for_the_mouse_to_be_released(model_and_tokeni
     assert not any(control.continuous_update for control in controls)
 
 
-def test_ratings_are_saved_as_the_sliders_stand(tmp_path):
-    form = rating.rating_form(["A story.", "Another."], tmp_path / "ratings.jsonl")
-    *stories, button, said = form.children
-    stories[1].children[1].value = 5
-    button.click()
-    first, second = read_rows(tmp_path / "ratings.jsonl")
-    assert first == {"story": "A story.", "grammar": 3, "coherence": 3, "fun": 3}
-    assert second["grammar"] == 5 and "2 ratings saved" in said.value
-
-
-def test_only_widgets_that_colab_has_are_used(model_and_tokenizer, tmp_path):
-    boxes = [story_playground(*model_and_tokenizer), rating.rating_form(["A story."], tmp_path / "r.jsonl")]
+def test_only_widgets_that_colab_has_are_used(model_and_tokenizer):
+    boxes = [story_playground(*model_and_tokenizer)]
     while boxes:
         box = boxes.pop()
         assert type(box).__module__.startswith("ipywidgets.") and isinstance(box, ipywidgets.Widget)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -102,4 +103,14 @@ def pattern_curves(runs: Mapping[str, Sequence[Row]], vocab_size: int) -> Figure
     for axes in grid[len(runs) :]:  # the place that is left is the legend's
         axes.axis("off")
         axes.legend(*grid[0].get_legend_handles_labels(), frameon=False, fontsize=11, loc="center")
+    return figure
+
+
+def compare_curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """One line a run through its (tokens read, bits a byte), told apart also by their markers."""
+    figure = new_figure("Bits a byte by tokens read", "tokens read", "bits a byte (held-out stories)")
+    for (name, points), colour, marker in zip(runs.items(), cycle((BLUE, ORANGE, GREEN)), cycle("os^")):
+        figure.axes[0].plot(*zip(*points, strict=True), f"{marker}-", markersize=4, color=colour, label=name)
+    figure.axes[0].set_xscale("log")
+    name_lines(figure.axes[0])
     return figure

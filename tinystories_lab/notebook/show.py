@@ -11,6 +11,8 @@ from io import BytesIO
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from tinystories_lab.report import shown
+
 LINE = "1px solid rgba(128, 128, 128, 0.45)"
 # Okabe and Ito's colours, thin enough that black and white text both stand out on them.
 TINTS = [f"rgba({rgb}, 0.35)" for rgb in ("0, 114, 178", "230, 159, 0", "0, 158, 115", "204, 121, 167")]
@@ -102,10 +104,3 @@ def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     return HTML(
         f'<div style="overflow-x: auto"><table style="border-collapse: collapse"><tr>{head}</tr>{body}</table></div>'
     )
-
-
-def shown(value: object) -> str:
-    """A cell's text: whole numbers with thousands set apart, others to three digits."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
