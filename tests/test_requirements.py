@@ -72,6 +72,7 @@ def test_modules_import_only_what_stands_above_them():
         "trainer",
         "sampling",
         "generate",
+        "odds",
         "review",
         "presets",
     ]
