@@ -36,7 +36,7 @@ def model(model_config):
 
 def whole(model, tokenizer, prompt=PROMPTS[0], length=120, chosen=1, **settings):
     """What a page shows when it is told to the end, which is what `generate` tells (the first test below)."""
-    (told,) = tell_in_beats(model, tokenizer, prompt, length, 60, **SETTINGS | settings)
+    *_, told = tell_in_beats(model, tokenizer, prompt, length, 60, **SETTINGS | settings)
     return story_html(tokenizer, told, chosen)
 
 
@@ -94,9 +94,9 @@ def run_model(uninterrupted, tokenizer):
     return load_model(uninterrupted() / "final.pt"), tokenizer
 
 
-def test_a_beat_lasts_as_long_as_it_is_told_to(model, tokenizer):
-    (only,) = tell_in_beats(model, tokenizer, "Lily", 20, 60, seed=0)
-    assert only.count in range(1, 21) and only.ended
+def test_a_beat_is_over_in_time_and_after_four_tokens_at_most(model, tokenizer):
+    beats = [beat.count for beat in tell_in_beats(model, tokenizer, "Lily", 10, 60, temperature=0)]
+    assert beats == [4, 8, 10], "a fast model can be watched"
 
 
 def test_without_a_browser_a_story_with_its_odds_is_there_at_once_and_tell_tells_to_the_end(model, tokenizer):
@@ -128,7 +128,7 @@ def test_stop_is_heard_between_two_beats_and_tell_begins_anew(page, model, token
     page.copy()
     page.stop.click()
     stopped = page.story.value
-    assert "2 tokens until you stopped it" in page.said.value
+    assert "2 tokens. You stopped it." in page.said.value
     assert stopped == whole(model, tokenizer, length=2)
     page.to_the_end()
     assert page.story.value == stopped, "a beat that was on its way is not told any more"
@@ -179,7 +179,7 @@ def test_walking_through_a_story_frames_a_token_and_shows_what_else_was_likely_t
     page.length.value = 20
     page.tell.click()
     page.to_the_end()
-    (told,) = tell_in_beats(model, tokenizer, PROMPTS[0], 20, 60, **SETTINGS)
+    *_, told = tell_in_beats(model, tokenizer, PROMPTS[0], 20, 60, **SETTINGS)
     start = told.start
     assert page.token.value == 1 and page.token.max == told.count
     page.token.value = 7
@@ -209,7 +209,7 @@ def test_any_prompt_can_be_told_from(page, model, tokenizer, prompt):
     page.prompt.value, page.length.value = prompt, 10
     page.tell.click()
     page.to_the_end()
-    assert "10 tokens" in page.said.value or "ended by itself" in page.said.value
+    assert "10 tokens" in page.said.value or "It ended by itself." in page.said.value
 
 
 def test_what_is_wrong_is_said_in_the_widget_and_tell_works_again_when_it_is_mended(

@@ -65,7 +65,9 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:
 
     def show_story(change: Any = None) -> None:
         tell.disabled, stop.disabled, walk.disabled = not told.ended, bool(told.ended), not (told.ended and told.count)
-        said.value = prose(f"{how}: {told.count} tokens {told.ended or 'so far'}" if how else told.ended).data
+        said.value = prose(
+            f"{how}: {told.count} tokens{f'. {told.ended}' if told.ended else ' so far'}" if how else told.ended
+        ).data
         story.value = story_html(tokenizer, told, walk.value)
 
     def step(change: Any = None) -> None:
@@ -105,7 +107,7 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:
         show_odds()
         tell_on()
 
-    def stop_telling(button: Any, why: str = "until you stopped it") -> None:
+    def stop_telling(button: Any, why: str = "You stopped it.") -> None:
         nonlocal told, beats
         told, beats = replace(told, ended=told.ended or why), iter(())
         come_to_rest()

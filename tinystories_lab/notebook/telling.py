@@ -13,6 +13,7 @@ from tinystories_lab.notebook.show import bars, prose, tokens
 from tinystories_lab.odds import likely_next, token_text
 from tinystories_lab.sources import END_OF_TEXT
 
+TOKENS_A_BEAT = 4  # at most: a small model is faster than one can read, and nothing would be left to stop
 TAIL = 30  # letters of what stands before a token, to say where it is
 
 
@@ -40,21 +41,22 @@ def begin(tokenizer: Tokenizer, prompt: str) -> Told:
 def tell_in_beats(
     model: GPTMini, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, beat: float, **settings: Any
 ) -> Iterator[Told]:
-    """The story that `generate` tells with the same settings, as it stands after every `beat` seconds and at its end.
+    """The story that `generate` tells with the same settings, as it stands after every beat and at its end.
 
-    A story that ended by itself has `<|endoftext|>` as its last token. Raises ValueError as `stream`.
+    A beat is over after `beat` seconds or TOKENS_A_BEAT tokens. A story that ended by itself has `<|endoftext|>` as its
+    last token. Raises ValueError as `stream`.
     """
     told, end_id = begin(tokenizer, prompt), tokenizer.token_to_id(END_OF_TEXT)
     since = time.monotonic()
     for token in stream(model, told.ids, max_new_tokens, stop_id=end_id, **settings):
         told = replace(told, ids=(*told.ids, token))
-        if time.monotonic() - since >= beat:
+        if time.monotonic() - since >= beat or told.count % TOKENS_A_BEAT == 0:
             yield told
             since = time.monotonic()
     if told.count < max_new_tokens:
-        yield replace(told, ids=(*told.ids, end_id), ended="until it ended by itself")
+        yield replace(told, ids=(*told.ids, end_id), ended="It ended by itself.")
     else:
-        yield replace(told, ended="until it had its length")
+        yield replace(told, ended="It reached its length.")
 
 
 def story_html(tokenizer: Tokenizer, told: Told, chosen: int = 0) -> str:
