@@ -73,6 +73,7 @@ def test_modules_import_only_what_stands_above_them():
         "sampling",
         "generate",
         "odds",
+        "metrics",
         "review",
         "presets",
     ]

@@ -12,8 +12,6 @@ from tinystories_lab.review import (
     mean_ratings,
     perplexity,
     save_samples,
-    story_metrics,
-    words_of,
 )
 from tinystories_lab.runlog import append_row, read_rows
 
@@ -27,35 +25,6 @@ def test_bits_per_byte_of_the_chapters_loss():
     assert bits_per_byte(2.45, 4.1) == pytest.approx(0.862, abs=0.0005)
     assert bits_per_byte(math.log(2), 1) == 1
     assert bits_per_byte(math.log(256), 1) == pytest.approx(8), "bytes drawn at random need all their bits"
-
-
-def test_words_are_lower_case_and_keep_an_apostrophe_within():
-    assert words_of("Tom's dog said: 'Don’t run, Zoë!' It's 3 o'clock.") == [
-        *("tom's", "dog", "said", "don’t", "run", "zoë", "it's", "3", "o'clock")
-    ]
-
-
-def test_story_metrics_of_stories_made_by_hand():
-    stories = ["The cat sat. The cat sat.", "The dog ran!"]
-    # 9 words: the x3, cat x2, sat x2, dog, ran; trigrams: tcs, cst, stc, tcs of the first story, tdr of the second
-    assert story_metrics(stories, ["A cat sat.", "THE end"]) == {
-        "words": 4.5,
-        "known_words": 7 / 9,
-        "distinct_words": 5 / 9,
-        "distinct_trigrams": 4 / 5,
-    }
-
-
-def test_story_metrics_count_no_trigram_across_stories():
-    assert story_metrics(["one two", "three four"], [])["distinct_trigrams"] == 0
-    assert story_metrics(["one two", "three four"], [])["known_words"] == 0
-
-
-def test_an_empty_story_counts_as_no_words_and_only_such_are_refused():
-    assert story_metrics(["a b c d", ""], ["a"])["words"] == 2
-    for stories in ([], [""], ["...", "!"]):
-        with pytest.raises(ValueError, match=r"no words in these stories: generate some first \(04_generate\)"):
-            story_metrics(stories, ["a"])
 
 
 def test_saving_samples_replaces_those_of_the_same_when_only(tmp_path):

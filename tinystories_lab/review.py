@@ -1,9 +1,8 @@
-"""Was it any good? The run's figures beside the chapter's, its stories beside real ones, and what is left to do."""
+"""Was it any good? The run's figures beside the chapter's, and what is left to do."""
 
 import json
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,31 +31,6 @@ def perplexity(loss: float) -> float:
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     """A loss in nats a token as bits a byte of text: comparable between tokenizers, lower is better."""
     return loss / math.log(2) / bytes_per_token
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words of a text, in any script; an apostrophe inside a word belongs to it."""
-    return re.findall(r"\w+(?:['’]\w+)*", text.lower())
-
-
-def story_metrics(stories: Sequence[str], reference: Iterable[str]) -> dict[str, float]:
-    """Figures that need no reader, over all `stories`; `reference` is real text, whose words count as known.
-
-    words: mean a story. known_words: share of the words that the reference has. distinct_words, distinct_trigrams: of
-    all the words (three words in a row), the share that is different; near 0 is repetition. Raises ValueError for no words.
-    """
-    told = [words_of(story) for story in stories]
-    if not any(told):
-        raise ValueError("no words in these stories: generate some first (04_generate)")
-    known = {word for text in reference for word in words_of(text)}
-    words = [word for story in told for word in story]
-    trigrams = [trigram for story in told for trigram in zip(story, story[1:], story[2:], strict=False)]
-    return {
-        "words": fmean(map(len, told)),
-        "known_words": sum(word in known for word in words) / len(words),
-        "distinct_words": len(set(words)) / len(words),
-        "distinct_trigrams": len(set(trigrams)) / max(1, len(trigrams)),
-    }
 
 
 def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any]]) -> None:

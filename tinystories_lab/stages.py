@@ -7,14 +7,15 @@ import torch
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.generate import tell_samples
+from tinystories_lab.metrics import story_metrics, training_words
 from tinystories_lab.mirror import DATA_FILES, Mirror
 from tinystories_lab.model import GPTMini
 from tinystories_lab.presets import Workspace, save_config
 from tinystories_lab.ranks import rank
-from tinystories_lab.review import bits_per_byte, checklist, perplexity, save_samples, story_metrics
+from tinystories_lab.review import bits_per_byte, checklist, perplexity, save_samples
 from tinystories_lab.runlog import diagnose, read_log, read_rows, with_progress
 from tinystories_lab.stories import load_stories, open_stories
-from tinystories_lab.tokenizer import BinInfo, load_tokenizer, read_bin, save_tokenizer, train_tokenizer, write_bin
+from tinystories_lab.tokenizer import BinInfo, load_tokenizer, save_tokenizer, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
 
 
@@ -95,10 +96,10 @@ def retrospective(lab: Workspace) -> None:
         f"  time        {last['seconds']:,.0f} s of training, {last['tokens'] / max(last['seconds'], 0.01):,.0f} tokens a second"
     )
     print(f"  pattern     {found.pattern}: {found.evidence}")
-    told = [row["story"] for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"]
+    told = [row for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"]
     if told:
-        reference = islice(read_bin(lab.data_dir / "train.bin", load_tokenizer(lab.run_dir / "tokenizer.json")), 5_000)
-        metrics = story_metrics(told, reference)
+        bpe = load_tokenizer(lab.run_dir / "tokenizer.json")
+        metrics = story_metrics(told, training_words(lab.data_dir / "train.bin", bpe))
         print("  stories     " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
     print(
         "  checklist   "
