@@ -55,6 +55,7 @@ def test_modules_import_only_what_stands_above_them():
         "encode",
         "tokenizer",
         "loader",
+        "merges",
         "attention",
         "model",
         "recipe",
