@@ -2,10 +2,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from tinystories_lab.checkpoint import load_checkpoint
-from tinystories_lab.notebook import curves, plots, rating
+from tinystories_lab.notebook import curves, plots
 from tinystories_lab.notebook.live import LiveRun
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import read_rows
 from tinystories_lab.trainer import train
 
 ROWS = [
@@ -45,16 +44,6 @@ def test_the_curve_shows_where_a_run_was_resumed():
 def test_every_value_is_counted_once_in_a_histogram():
     values = [60, 61, 75, 75, 180]
     assert sum(bar.get_height() for bar in plots.histogram(values, "How many?", "words").axes[0].patches) == len(values)
-
-
-def test_ratings_are_saved_as_the_sliders_stand(tmp_path):
-    form = rating.rating_form(["A story.", "Another."], tmp_path / "ratings.jsonl")
-    *stories, button, said = form.children
-    stories[1].children[1].value = 5
-    button.click()
-    first, second = read_rows(tmp_path / "ratings.jsonl")
-    assert first == {"story": "A story.", "grammar": 3, "coherence": 3, "fun": 3}
-    assert second["grammar"] == 5 and "2 ratings saved" in said.value
 
 
 def test_a_live_run_gives_every_row_and_leaving_it_saves(tmp_path, data_dir, model_config, train_config):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.generate import PROMPTS, tell
 from tinystories_lab.model import GPTMini
-from tinystories_lab.notebook import playground, rating, show
+from tinystories_lab.notebook import playground, show
 from tinystories_lab.notebook.playground import story_playground
 from tinystories_lab.notebook.telling import begin, odds_html, story_html, tell_in_beats
 from tinystories_lab.odds import likely_next
@@ -44,7 +44,8 @@ class Page:
     """A playground as a browser has it: parts by their class, and a link that copies `pulse` to `echo` when it gets to it."""
 
     def __init__(self, *model_and_tokenizer, is_open=True):
-        self.parts, self.hidden, boxes = {}, [], [story_playground(*model_and_tokenizer)]
+        self.box = story_playground(*model_and_tokenizer)
+        self.parts, self.hidden, boxes = {}, [], [self.box]
         while boxes:
             box = boxes.pop()
             boxes += getattr(box, "children", ())
@@ -238,12 +239,12 @@ def test_a_tokenizer_of_another_model_is_named_in_the_widget(model, tokenizer):
     assert "is this the model" in page.said.value
 
 
-def test_controls_are_named_wait_for_the_mouse_and_are_of_ipywidgets_core(page, tmp_path):
+def test_controls_are_named_wait_for_the_mouse_and_are_of_ipywidgets_core(page):
     controls = ("prompt", "temperature", "top_k", "top_p", "length", "seed", "token")
     assert page.parts.keys() == {*controls, "tell", "stop", "said", "story", "odds"}
     assert [page.parts[name].description for name in controls] == list(controls)
     assert not any(page.parts[name].continuous_update for name in controls)
-    boxes = [*page.parts.values(), *page.hidden, rating.rating_form(["A story."], tmp_path / "r.jsonl")]
+    boxes = [page.box]
     while boxes:
         box = boxes.pop()
         assert type(box).__module__.startswith("ipywidgets.") and isinstance(box, ipywidgets.Widget)

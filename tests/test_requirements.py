@@ -75,6 +75,8 @@ def test_modules_import_only_what_stands_above_them():
         "generate",
         "odds",
         "metrics",
+        "reciting",
+        "ratings",
         "review",
         "presets",
     ]

@@ -9,7 +9,6 @@ from tinystories_lab.review import (
     BOOK_RESULTS,
     bits_per_byte,
     checklist,
-    mean_ratings,
     perplexity,
     save_samples,
 )
@@ -47,13 +46,6 @@ def test_samples_that_cannot_be_written_leave_the_old_ones(tmp_path):
     with pytest.raises(TypeError):
         save_samples(tmp_path, "after", [{"story": "new"}, {"story": object()}])
     assert read_rows(tmp_path / "samples.jsonl") == [{"when": "after", "story": "kept"}]
-
-
-def test_mean_ratings_are_those_of_each_question(tmp_path):
-    assert mean_ratings(tmp_path) == {}
-    for grammar, coherence, fun in [(5, 3, 0), (4, 2, 1), (3, 4, 5)]:
-        append_row(tmp_path / "ratings.jsonl", {"grammar": grammar, "coherence": coherence, "fun": fun, "story": "x"})
-    assert mean_ratings(tmp_path) == {"grammar": 4, "coherence": 3, "fun": 2}
 
 
 def test_checklist_of_an_empty_folder_is_all_open(tmp_path):

@@ -11,12 +11,13 @@ from tokenizers import Tokenizer
 
 from tinystories_lab.tokenizer import read_bin
 
+WORD = re.compile(r"\w+(?:['’]\w+)*")
 STORIES_READ = 50_000  # for the words of the training stories: seconds, where all of the chapter's would take a minute
 
 
 def words_of(text: str) -> list[str]:
     """Lower-case words of a text, in any script; an apostrophe inside a word belongs to it."""
-    return re.findall(r"\w+(?:['’]\w+)*", text.lower())
+    return WORD.findall(text.lower())
 
 
 def training_words(train_bin: str | Path, tokenizer: Tokenizer, stories: int = STORIES_READ) -> frozenset[str]:

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tinystories_lab.files import replace_whole
@@ -20,7 +19,6 @@ BOOK_RESULTS = {
         "M2 Pro, MPS, bf16": {"hours": 3.5, "tokens_per_second": 17_000, "final_loss": 2.46},
     },
 }
-RATED = ("grammar", "coherence", "fun")  # each 0 to 5
 
 
 def perplexity(loss: float) -> float:
@@ -39,12 +37,6 @@ def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any
     others = [row for row in read_rows(path) if row["when"] != when]
     with replace_whole(path, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in [*others, *({"when": when, **sample} for sample in samples)])
-
-
-def mean_ratings(run_dir: str | Path) -> dict[str, float]:
-    """The mean of each question over ratings.jsonl, 0 to 5; empty when nobody rated yet."""
-    rows = read_rows(Path(run_dir) / "ratings.jsonl")
-    return {question: fmean(row[question] for row in rows) for question in RATED} if rows else {}
 
 
 def checklist(run_dir: str | Path) -> dict[str, bool]:
