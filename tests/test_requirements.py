@@ -74,6 +74,7 @@ def test_modules_import_only_what_stands_above_them():
         "patterns",
         "sampling",
         "generate",
+        "odds",
         "metrics",
         "reciting",
         "ratings",

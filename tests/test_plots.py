@@ -1,14 +1,10 @@
-import ipywidgets
+"""Figures: titled, labelled, and drawn of what was given."""
+
 import pytest
-import torch
 from matplotlib.figure import Figure
 
-from tinystories_lab.generate import PROMPTS
-from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook import curves, plots
-from tinystories_lab.notebook.playground import story_playground
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.tokenizer import load_tokenizer
 
 ROWS = [
     {"step": s, "tokens": s * 100, "train_loss": 6 / s, **({"val_loss": 6.5 / s} if s > 1 else {})} for s in (1, 2, 3)
@@ -69,43 +65,3 @@ def test_several_small_curves_share_their_scale_and_one_legend():
 def test_every_value_is_counted_once_in_a_histogram():
     values = [60, 61, 75, 75, 180]
     assert sum(bar.get_height() for bar in plots.histogram(values, "How many?", "words").axes[0].patches) == len(values)
-
-
-@pytest.fixture
-def model_and_tokenizer(data_dir, model_config):
-    torch.manual_seed(0)
-    return GPTMini(model_config).eval(), load_tokenizer(data_dir / "tokenizer.json")
-
-
-def test_the_playground_tells_a_story_at_once_and_anew_when_a_value_changes(model_and_tokenizer):
-    *controls, story = story_playground(*model_and_tokenizer).children
-    controls = {control.description: control for control in controls}
-    first = story.value
-    assert PROMPTS[0] in first
-    controls["seed"].value = 5
-    assert story.value != first
-    controls["seed"].value = 0
-    assert story.value == first
-    controls["prompt"].value = "<b>Lily</b>"
-    assert "&lt;b&gt;Lily" in story.value, "what people type is shown, not run"
-
-
-def test_the_playground_says_in_the_widget_what_is_wrong(model_and_tokenizer):
-    model, tokenizer = model_and_tokenizer
-    tokenizer.add_tokens(["dragon"])  # an id that the model does not have
-    *controls, story = story_playground(model, tokenizer).children
-    controls[0].value = "dragon"
-    assert "is this the model" in story.value
-
-
-def test_sliders_that_compute_wait_for_the_mouse_to_be_released(model_and_tokenizer):
-    *controls, _ = story_playground(*model_and_tokenizer).children
-    assert not any(control.continuous_update for control in controls)
-
-
-def test_only_widgets_that_colab_has_are_used(model_and_tokenizer):
-    boxes = [story_playground(*model_and_tokenizer)]
-    while boxes:
-        box = boxes.pop()
-        assert type(box).__module__.startswith("ipywidgets.") and isinstance(box, ipywidgets.Widget)
-        boxes += getattr(box, "children", ())
