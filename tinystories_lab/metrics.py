@@ -1,0 +1,78 @@
+"""What can be said of stories without a reader: how long, of which words, how repetitive, ended or cut off."""
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from itertools import chain, islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tinystories_lab.tokenizer import read_bin
+
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+STORIES_READ = 50_000  # for the words of the training stories: seconds, where all of the chapter's would take a minute
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words of a text, in any script; an apostrophe inside a word belongs to it."""
+    return WORD.findall(text.lower())
+
+
+def training_words(train_bin: str | Path, tokenizer: Tokenizer, stories: int = STORIES_READ) -> frozenset[str]:
+    """The different words of the first so many stories of a token file."""
+    return frozenset(chain.from_iterable(map(words_of, islice(read_bin(train_bin, tokenizer), stories))))
+
+
+def real_stories_like(
+    told: Sequence[Mapping[str, Any]], val_bin: str | Path, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """A real story beside each told one (rows of samples.jsonl), cut to as many tokens as that one could have: a fair yardstick.
+
+    Rows with story and ended; a file of fewer stories gives fewer.
+    """
+    rows = []
+    for row, text in zip(told, read_bin(val_bin, tokenizer), strict=False):
+        ids = tokenizer.encode(text).ids
+        most = len(tokenizer.encode(row["prompt"]).ids) + row["max_new_tokens"]
+        rows.append({"story": tokenizer.decode(ids[:most]), "ended": len(ids) < most})
+    return rows
+
+
+def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[str, float]:
+    """Figures over all the stories of `rows` (with story and ended); `known` are the words of the training stories.
+
+    words: mean a story. ended: share that ended by themselves. known_words: share of the words that are known.
+    distinct_words, distinct_bigrams, distinct_trigrams: of all the words (two, three words in a row), the share that is
+    different; near 0 is repetition, and longer texts repeat more: compare equally many of equal length. Raises ValueError
+    for no words.
+    """
+    told = [words_of(row["story"]) for row in rows]
+    words = list(chain.from_iterable(told))
+    if not words:
+        raise ValueError("no words in these stories: generate some first (04_generate)")
+
+    def distinct(length: int) -> float:
+        runs = [run for story in told for run in zip(*(story[start:] for start in range(length)), strict=False)]
+        return len(set(runs)) / max(1, len(runs))
+
+    return {
+        "words": fmean(map(len, told)),
+        "ended": fmean(bool(row["ended"]) for row in rows),
+        "known_words": sum(word in known for word in words) / len(words),
+        "distinct_words": distinct(1),
+        "distinct_bigrams": distinct(2),
+        "distinct_trigrams": distinct(3),
+    }
+
+
+def metrics_beside_real(
+    samples: Sequence[Mapping[str, Any]], data_dir: str | Path, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The `story_metrics` of samples.jsonl from before and after training, and of as many real stories, as rows of a table."""
+    data_dir = Path(data_dir)
+    kinds = {when: [row for row in samples if row["when"] == when] for when in ("before", "after")}
+    kinds["real"] = real_stories_like(kinds["after"] or samples, data_dir / "val.bin", tokenizer)
+    known = training_words(data_dir / "train.bin", tokenizer)
+    return [{"stories": kind} | story_metrics(rows, known) for kind, rows in kinds.items() if rows]
