@@ -25,6 +25,10 @@ SETTINGS = {
 }
 PATIENCE = 120_000  # milliseconds; the cores may be busy with other work
 ERRORS = "[data-mime-type='application/vnd.jupyter.error']"
+READY = """() => {
+    const kernel = document.querySelector(".jp-Toolbar-kernelName")?.textContent
+    return kernel?.startsWith("Python") && document.querySelector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+}"""  # "No Kernel" is idle too
 FINISHED = f"""() => {{
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(each => each.textContent)
     const waiting = prompts.some(each => each == "[ ]:") && !document.querySelector("{ERRORS}")
@@ -93,8 +97,8 @@ def wait_for_server(address: str, server: subprocess.Popen, log: Path) -> None:
 
 def open_notebook(page: Page, address: str, path: str, interface: str = "lab/tree") -> None:
     """Open a notebook and wait for its kernel; "notebooks" is the interface of `jupyter notebook`, which suits a phone."""
-    page.goto(f"{address}/{interface}/{path}")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.goto(f"{address}/{interface}/{path}?reset")  # without the tabs that were open last
+    page.wait_for_function(READY)
 
 
 def choose(page: Page, menu: str, item: str) -> None:

@@ -1,6 +1,7 @@
 """The notebooks in a real browser: JupyterLab, Chromium, and the hands of a learner. Pictures go to tests/screenshots/."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import nbformat
 import pytest
 from browser import (
     ERRORS,
+    FINISHED,
     PATIENCE,
     SCREENSHOTS,
     cell,
+    choose,
     find_chromium,
     jupyter_lab,
     open_notebook,
@@ -83,3 +86,21 @@ def test_the_playground_follows_its_sliders(page, address):
     before = playground.inner_text()
     slider(playground, "temperature").press("ArrowRight")
     expect(playground).not_to_have_text(before)
+
+
+def test_training_stopped_by_hand_goes_on_where_it_was_when_the_cell_is_run_again(page, address):
+    open_notebook(page, address, "untrained/notebooks/03_train.ipynb")
+    training = cell(page, READ["03_train"], "train-loop")
+    choose(page, "Run", "Run All Cells")
+    expect(training).to_contain_text(re.compile(r"[1-9]\d/150"))
+    page.locator("[data-command='notebook:interrupt-kernel']").click()
+    expect(training).to_contain_text("KeyboardInterrupt")
+    take_picture(page, "03_stopped", training)
+
+    training.locator(".jp-InputArea-prompt").first.click()
+    choose(page, "Run", "Run Selected Cell and All Below")
+    expect(training).to_contain_text(re.compile(r"resumed at step [1-9]\d"))
+    page.wait_for_function(FINISHED)
+    expect(page.locator(ERRORS)).to_have_count(0)
+    expect(training).to_contain_text("150/150")
+    take_picture(page, "03_resumed_and_finished", training)
