@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinystories_lab.metrics import real_stories_like, story_metrics, training_words, words_of
+from tinystories_lab.metrics import metrics_beside_real, real_stories_like, story_metrics, training_words, words_of
 from tinystories_lab.tokenizer import load_tokenizer, write_bin
 
 
@@ -77,3 +77,22 @@ def test_a_story_that_fills_its_room_to_the_last_token_counts_as_cut_as_a_told_o
     for room, ended in ((length, False), (length + 1, True)):
         (real,) = real_stories_like([{"prompt": "", "max_new_tokens": room}] * 2, tmp_path / "val.bin", tokenizer)
         assert real == {"story": "Lily was happy.", "ended": ended}, "and one real story is all there is"
+
+
+def test_told_stories_stand_in_rows_beside_real_ones_with_words_that_training_lacks(data_dir):
+    tokenizer = load_tokenizer(data_dir / "tokenizer.json")
+    known = training_words(data_dir / "train.bin", tokenizer)
+    settings = {"prompt": "Lily", "max_new_tokens": 40, "ended": True}
+    samples = [
+        {"when": "before", "story": "Lily bo fizzle.", **settings},
+        *[{"when": "after", "story": "Lily was happy.", **settings}] * 2,
+    ]
+    rows = metrics_beside_real(samples, known, data_dir / "val.bin", tokenizer)
+    assert [row["stories"] for row in rows] == ["before", "after", "real"]
+    assert [row["unknown, such as"] for row in rows] == ["fizzle, bo", "none", "none"]
+    assert rows[0].items() >= story_metrics(samples[:1], known).items()
+    assert (
+        rows[2].items() >= story_metrics(real_stories_like(samples[1:], data_dir / "val.bin", tokenizer), known).items()
+    )
+    (only,) = metrics_beside_real(samples[:1], known, data_dir / "val.bin", tokenizer)[:-1]
+    assert only == rows[0], "what was not told is left out"

@@ -69,7 +69,7 @@ def test_it_says_what_was_measured_and_rated(lab, report):
     after = [row for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"]
     known = training_words(lab.data_dir / "train.bin", load_tokenizer(lab.run_dir / "tokenizer.json"))
     before, mine, real = cells_of(report, "The stories, without a reader")
-    assert mine == ["after", *map(shown, story_metrics(after, known).values())]
+    assert mine[:-1] == ["after", *map(shown, story_metrics(after, known).values())]
     assert before[0] == "before" and real[:1] + real[3:4] == ["real", "1"], "whose words are all known"
     assert [row[0] for row in cells_of(report, "Writing or reciting?")] == ["told", "real"]
     assert ["fun", "model", "2.5", "1.5", "2"] in cells_of(report, "The stories, rated from 0 to 5")
@@ -123,7 +123,7 @@ def test_any_text_stays_in_its_cell():
 
 
 def test_the_longest_copy_of_each_kind_is_shown():
-    rows = copied_rows({"told": [Copied(2, "a b"), Copied(3, "c d e")], "real": [Copied(0, "")]})
+    rows = copied_rows({"told": [Copied(3, "c d e"), Copied(2, "a b")], "real": [Copied(0, "")]})
     assert [list(row.values()) for row in rows] == [["told", 2.5, 3, "c d e"], ["real", 0, 0, ""]]
 
 

@@ -14,7 +14,7 @@ from tinystories_lab.review import BOOK_RESULTS, bits_per_byte
 from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.tokenizer import BinInfo
 
-SIBLING_STEPS = 500  # at most: of `book`, minutes on a T4; the chapter's second exercise
+SIBLING_STEPS = 500  # at most, and half the run's: of `book`, minutes on a T4
 
 
 def run_row(run_dir: str | Path) -> dict[str, Any]:
@@ -102,9 +102,9 @@ def beside_the_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def half_size(lab: Workspace) -> Workspace:
-    """A sibling of a run: half the width, at most 500 steps, in a folder of its own, on the same data; not mirrored."""
+    """A sibling of a run: half the width, half the steps and at most 500, in a folder of its own, on the same data; not mirrored."""
     recipe = lab.preset.train
-    steps = min(SIBLING_STEPS, recipe.total_steps)
+    steps = min(SIBLING_STEPS, recipe.total_steps // 2)
     looks = {
         "eval_every": min(recipe.eval_every, steps // 5 or 1),
         "log_every": min(recipe.log_every, steps // 25 or 1),

@@ -67,12 +67,24 @@ def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[st
     }
 
 
+def unknown_words(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> list[str]:
+    """The different words that are not known, the longest first."""
+    words = {word for row in rows for word in words_of(row["story"])}
+    return sorted(words - known, key=lambda word: (-len(word), word))
+
+
 def metrics_beside_real(
-    samples: Sequence[Mapping[str, Any]], data_dir: str | Path, tokenizer: Tokenizer
+    samples: Sequence[Mapping[str, Any]], known: Set[str], val_bin: str | Path, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """The `story_metrics` of samples.jsonl from before and after training, and of as many real stories, as rows of a table."""
-    data_dir = Path(data_dir)
+    """The `story_metrics` of samples.jsonl from before and after training, and of as many real stories, as rows of a table.
+
+    Each also names some words that training does not have.
+    """
     kinds = {when: [row for row in samples if row["when"] == when] for when in ("before", "after")}
-    kinds["real"] = real_stories_like(kinds["after"] or samples, data_dir / "val.bin", tokenizer)
-    known = training_words(data_dir / "train.bin", tokenizer)
-    return [{"stories": kind} | story_metrics(rows, known) for kind, rows in kinds.items() if rows]
+    kinds["real"] = real_stories_like(kinds["after"] or samples, val_bin, tokenizer)
+    rows_of = {kind: rows for kind, rows in kinds.items() if rows}
+    unknown = {kind: ", ".join(unknown_words(rows, known)[:4]) or "none" for kind, rows in rows_of.items()}
+    return [
+        {"stories": kind} | story_metrics(rows, known) | {"unknown, such as": unknown[kind]}
+        for kind, rows in rows_of.items()
+    ]

@@ -48,11 +48,12 @@ def longest_copies(stories: Sequence[str], train_bin: str | Path, tokenizer: Tok
 def copies_beside_real(
     told: Sequence[Mapping[str, Any]], data_dir: str | Path, tokenizer: Tokenizer
 ) -> dict[str, list[Copied]]:
-    """The `longest_copies` of told stories (rows of samples.jsonl), and, under "real", of as many held-out ones."""
+    """The `longest_copies` of told stories (rows of samples.jsonl), and, under "real", of as many held-out ones; the longest first."""
     data_dir = Path(data_dir)
     real = real_stories_like(told, data_dir / "val.bin", tokenizer)
     found = longest_copies([row["story"] for row in [*told, *real]], data_dir / "train.bin", tokenizer)
-    return {"told": found[: len(told)], "real": found[len(told) :]}
+    kinds = {"told": found[: len(told)], "real": found[len(told) :]}
+    return {kind: sorted(copies, key=lambda copied: -copied.words) for kind, copies in kinds.items()}
 
 
 def whole_words(before: str, passage: str, after: str) -> set[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinystories_lab.compare import beside_the_chapter, chapter_rows, run_beside, run_row
 from tinystories_lab.files import replace_whole
-from tinystories_lab.metrics import metrics_beside_real
+from tinystories_lab.metrics import metrics_beside_real, training_words
 from tinystories_lab.presets import Workspace, load_config
 from tinystories_lab.ratings import average_ratings
 from tinystories_lab.reciting import Copied, copies_beside_real
@@ -48,17 +48,19 @@ def look_back(lab: Workspace) -> LookBack:
     config, log, samples = load_config(run_dir), read_log(run_dir / "loss.jsonl"), read_rows(run_dir / "samples.jsonl")
     after = [row for row in samples if row["when"] == "after"]
     tokenizer = load_tokenizer(run_dir / "tokenizer.json")
+    train_bin, val_bin = lab.data_dir / "train.bin", lab.data_dir / "val.bin"
+    known = training_words(train_bin, tokenizer) if after else set()
     return LookBack(
         run_dir=run_dir,
         config=config,
         log=log,
         found=diagnose(log, config["model"]["vocab_size"]),
         runs=runs,
-        metrics=metrics_beside_real(samples, lab.data_dir, tokenizer) if after else [],
+        metrics=metrics_beside_real(samples, known, val_bin, tokenizer) if after else [],
         copies=copies_beside_real(after, lab.data_dir, tokenizer) if after else {},
         ratings=average_ratings(run_dir / "ratings.jsonl"),
         samples=samples,
-        tokens_to_read=BinInfo.of(lab.data_dir / "train.bin").tokens,
+        tokens_to_read=BinInfo.of(train_bin).tokens,
         checklist=checklist(run_dir),
     )
 
@@ -75,11 +77,11 @@ def in_short(back: LookBack) -> str:
         "pattern": f"{back.found.pattern}: {back.found.evidence}",
     }
     for row in back.metrics:
-        figures = {name: value for name, value in row.items() if name != "stories"}
+        figures = {name: value for name, value in row.items() if isinstance(value, float)}
         lines[row["stories"]] = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
     if back.copies:
-        longest = {whose: max(copied.words for copied in copies) for whose, copies in back.copies.items()}
-        lines["copied"] = f"{longest['told']} words in a row from training at most; real stories {longest['real']}"
+        told, real = (copies[0].words for copies in back.copies.values())
+        lines["copied"] = f"{told} words in a row from training at most; real stories {real}"
     lines["checklist"] = "; ".join(f"{'done' if done else 'open'}: {item}" for item, done in back.checklist.items())
     return "\n".join([f"\nRun {run['run']}", *(f"  {name:11} {line}" for name, line in lines.items())])
 
@@ -109,6 +111,7 @@ def in_full(back: LookBack) -> str:
         *(f"{row['when'].capitalize()}:\n\n````text\n{row['story']}\n````" for row in first_samples(back.samples)),
         "## The checklist",
         "\n".join(f"- [{'x' if done else ' '}] {item}" for item, done in back.checklist.items()),
+        "Optional, and not looked for: the log in W&B or TensorBoard.",
         "## Sessions",
         table([session_row(session) for session in config["sessions"]]),
     ]
@@ -124,13 +127,13 @@ def write_report(back: LookBack) -> Path:
 
 
 def copied_rows(copies: Mapping[str, Sequence[Copied]]) -> list[dict[str, Any]]:
-    """Of told and of real stories: how long the longest passages are that training has too, and the longest of all."""
+    """Of told and of real stories, the longest copy first: how long copies are, and the longest."""
     return [
         {
             "stories": whose,
             "words copied, mean": fmean(copied.words for copied in found),
-            "most": (most := max(found, key=lambda copied: copied.words)).words,
-            "which is": most.passage,
+            "most": found[0].words,
+            "which is": found[0].passage,
         }
         for whose, found in copies.items()
     ]
