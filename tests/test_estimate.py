@@ -125,7 +125,7 @@ def test_estimates_are_near_what_the_work_then_takes_and_show_no_bars(told, tmp_
         timed(lambda: write_bin(tmp_path / "train.bin", told, tokenizer)),
     ]
     for about, seconds in zip(guessed, taken, strict=True):
-        assert seconds / 5 < about < seconds * 5  # this machine may be busy with other work
+        assert seconds / 10 < about < seconds * 10  # this machine may be busy with other work
 
 
 def test_the_estimate_of_writing_stops_at_max_tokens(told, monkeypatch):

@@ -39,12 +39,12 @@ def test_a_size_that_the_vocabulary_never_had_gives_all_of_it_and_one_below_the_
 def test_a_token_that_two_merges_make_counts_once_and_stays_while_one_of_them_does():
     settings = json.loads(train_tokenizer(["abc"] * 3, 260).to_str())
     assert settings["model"]["merges"] == [["a", "b"], ["ab", "c"]]
-    settings["model"]["merges"] += [["b", "c"], ["a", "bc"]]
-    settings["model"]["vocab"]["bc"] = 260
+    settings["model"]["merges"] += [["b", "c"], ["a", "bc"], ["c", "a"]]
+    settings["model"]["vocab"] |= {"bc": 260, "ca": 261}
     twice = Tokenizer.from_str(json.dumps(settings))
-    sizes = [first_merges(twice, count).get_vocab_size() for count in range(5)]
-    assert sizes == [258, 259, 260, 261, 261], "the last merge makes nothing new"
-    assert merges(of_size(twice, 260)) == merges(twice)[:2]
+    sizes = [first_merges(twice, count).get_vocab_size() for count in range(6)]
+    assert sizes == [258, 259, 260, 261, 261, 262], "the fourth merge makes nothing new"
+    assert merges(of_size(twice, 260)) == merges(twice)[:2] and merges(of_size(twice, 262)) == merges(twice)
 
 
 @given(text=TEXT, share=st.floats(0, 1))
