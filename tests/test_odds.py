@@ -24,7 +24,8 @@ def tokenizer(data_dir):
     return load_tokenizer(data_dir / "tokenizer.json")
 
 
-texts_of_ids = st.lists(st.integers(0, 299), min_size=1, max_size=40)
+token_ids = st.integers(0, 299)
+texts_of_ids = st.integers(1, 40).flatmap(lambda length: st.lists(token_ids, min_size=length, max_size=length))
 shaped = st.tuples(st.sampled_from([0.0, 0.5, 1.2]), st.none() | st.integers(1, 300), st.none() | st.floats(0.05, 1))
 
 
