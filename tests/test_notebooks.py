@@ -109,6 +109,22 @@ def test_opened_first_on_a_new_machine_each_says_which_notebook_makes_what_is_mi
         assert error.ename == "FileNotFoundError" and f"run {needed[name]}" in error.evalue, name
 
 
+@pytest.mark.parametrize("name", ["final.pt", "last.pt"])
+def test_04_tells_from_the_last_save_where_training_is_not_finished(name, uninterrupted, data_dir, tmp_path):
+    run_dir = tmp_path / "runs" / "toyland-tiny"
+    run_dir.mkdir(parents=True)
+    for path in (uninterrupted() / "last.pt", uninterrupted() / name, data_dir / "tokenizer.json"):
+        shutil.copy(path, run_dir)
+    cells = [nbformat.from_dict(cell) for cell in code_cells("04_generate")[:4]]
+    run_cells(cells, tmp_path)
+    said = str(cells[2].outputs)
+    assert (
+        ("Training is not finished" in said) == (name == "last.pt")
+        and f"{name}, " in said
+        and "bars" in cells[3].source
+    )
+
+
 @pytest.mark.skipif(not repository().startswith("OWNER/"), reason="the repository is set")
 def test_on_colab_an_unset_repository_is_said_before_anything_is_fetched(tmp_path):
     with pytest.raises(CellExecutionError, match="Set REPOSITORY above"):

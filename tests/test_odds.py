@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tinystories_lab.generate import window
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.odds import likely_next, logits_after, token_text
+from tinystories_lab.odds import likely_next, logits_after, odds_of_text, token_text
 from tinystories_lab.sampling import next_token_probabilities
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import load_tokenizer
@@ -24,7 +24,8 @@ def tokenizer(data_dir):
     return load_tokenizer(data_dir / "tokenizer.json")
 
 
-texts_of_ids = st.lists(st.integers(0, 299), min_size=1, max_size=40)
+token_ids = st.integers(0, 299)
+texts_of_ids = st.integers(1, 40).flatmap(lambda length: st.lists(token_ids, min_size=length, max_size=length))
 shaped = st.tuples(st.sampled_from([0.0, 0.5, 1.2]), st.none() | st.integers(1, 300), st.none() | st.floats(0.05, 1))
 
 
@@ -87,3 +88,20 @@ def test_a_tokenizer_of_another_model_is_named_as_such(tokenizer):
         likely_next(larger, tokenizer, [5], count=400)
     with pytest.raises(ValueError, match="is this the model's tokenizer"):
         likely_next(larger, tokenizer, [400])
+
+
+def test_the_odds_of_a_text_are_those_of_each_token_after_those_before_it(model, tokenizer):
+    text = "Lily found a red ball."
+    ids = tokenizer.encode(text).ids
+    drawn = odds_of_text(model, tokenizer, text)
+    assert "".join(token for token, _ in drawn) == tokenizer.decode(ids[1:])
+    for place, (_, share) in enumerate(drawn, 1):
+        alone = likely_next(model, tokenizer, ids[:place], 1.0, None, told=ids[place], count=0)
+        assert share == pytest.approx(alone[0][1], rel=1e-4)
+
+
+def test_of_a_text_over_max_len_the_end_counts(model, tokenizer):
+    drawn = odds_of_text(model, tokenizer, "Lily found a red ball. " * 20)
+    assert len(drawn) == model.config.max_len - 1
+    with pytest.raises(ValueError, match="at least one id"):
+        odds_of_text(model, tokenizer, "")

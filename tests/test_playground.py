@@ -95,6 +95,27 @@ def run_model(uninterrupted, tokenizer):
     return load_model(uninterrupted() / "final.pt"), tokenizer
 
 
+def test_a_story_that_ends_by_itself_shows_how_likely_its_end_was(page, model, tokenizer, monkeypatch):
+    end_id, forward, calls = tokenizer.token_to_id(END_OF_TEXT), model.forward, []
+
+    def ends_after_five(ids, **cache):
+        calls.append(ids)
+        logits, _ = forward(ids, **cache)
+        logits[..., end_id] += 100 * (len(calls) > 5)
+        return logits, None
+
+    page.prompt.value = "Ben"
+    monkeypatch.setattr(model, "forward", ends_after_five)
+    *_, told = tell_in_beats(model, tokenizer, "Ben", 20, 60, **SETTINGS)
+    assert told.ids[-1] == end_id and told.count == 6 and told.ended == "It ended by itself."
+    calls.clear()  # the first call from here on is that of the bars
+    page.tell.click()
+    page.to_the_end()
+    assert "5 tokens. It ended by itself." in page.said.value and "&lt;|endoftext|&gt;" in page.story.value
+    page.token.value = 5
+    assert "→ &#x27;&lt;|endoftext|&gt;&#x27;" in page.odds.value
+
+
 def test_a_beat_is_over_in_time_and_after_four_tokens_at_most(model, tokenizer):
     beats = [beat.count for beat in tell_in_beats(model, tokenizer, "Lily", 10, 60, temperature=0)]
     assert beats == [4, 8, 10], "a fast model can be watched"
@@ -152,7 +173,7 @@ def test_a_second_window_does_not_tell_twice(page):
     page.copy()
     page.copy()
     before, story = page.pulse.value, page.story.value
-    page.echo.value = before - 1  # the other window, late
+    page.echo.value = before - 2  # the other window, late
     assert page.story.value == story and page.pulse.value == before
 
 

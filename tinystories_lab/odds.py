@@ -7,14 +7,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tinystories_lab.generate import check_ids, window
+from tinystories_lab.merges import shown
 from tinystories_lab.model import GPTMini
 from tinystories_lab.sampling import TEMPERATURE, TOP_K, next_token_probabilities
 
 LIKELIEST = 12
-# A byte-level BPE writes each byte as one printable character: its own where it has one, else one from 256 up (GPT-2).
-PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
-BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(OTHERS)}
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -24,10 +21,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         raise ValueError(
             f"token {token} is not among this tokenizer's {tokenizer.get_vocab_size()}: is it the model's?"
         )
-    try:
-        return bytes(BYTE_OF[char] for char in name).decode(errors="backslashreplace")
-    except KeyError:  # a special token, which stands for itself
-        return name
+    return shown(name)
 
 
 @torch.inference_mode()
@@ -65,3 +59,16 @@ def likely_next(
 def label(tokenizer: Tokenizer, token: int, told: int | None) -> str:
     quoted = f"'{token_text(tokenizer, token)}'".replace("\n", r"\n")
     return f"→ {quoted}" if token == told else quoted
+
+
+@torch.inference_mode()
+def odds_of_text(model: GPTMini, tokenizer: Tokenizer, text: str) -> list[tuple[str, float]]:
+    """Each token of a text but the first, with the model's own odds for it there; a text over max_len is cut to its end.
+
+    Raises ValueError as `stream`.
+    """
+    ids = tokenizer.encode(text).ids[-model.config.max_len :]
+    check_ids(ids, model.config.vocab_size)
+    logits, _ = model(torch.tensor([ids], device=model.tok_emb.weight.device))
+    odds = next_token_probabilities(logits[0, :-1], 1.0, None).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    return list(zip([token_text(tokenizer, token) for token in ids[1:]], odds.tolist(), strict=True))

@@ -121,11 +121,9 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:
         """The same callback, whose errors are said in the widget."""
 
         def safely(change: Any = None) -> None:
-            nonlocal told, beats
             try:
                 callback(change)
             except Exception as error:
-                told, beats = replace(told, ended="an error"), iter(())
                 tell.disabled, stop.disabled = False, True
                 said.value = prose(str(error).partition("\n")[0] or type(error).__name__).data
 
