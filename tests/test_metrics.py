@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinystories_lab.metrics import metrics_beside_real, real_stories_like, story_metrics, training_words, words_of
+from tinystories_lab.metrics import (
+    metrics_beside_real,
+    real_stories_like,
+    said_twice,
+    story_metrics,
+    training_words,
+    words_of,
+)
 from tinystories_lab.tokenizer import load_tokenizer, write_bin
 
 
@@ -16,6 +23,27 @@ def test_words_are_lower_case_and_keep_an_apostrophe_within():
     assert words_of("Tom's dog said: 'Don’t run, Zoë!' It's 3 o'clock.") == [
         *("tom's", "dog", "said", "don’t", "run", "zoë", "it's", "3", "o'clock")
     ]
+
+
+def test_what_a_text_says_twice_is_given_as_it_stands_there_first():
+    assert said_twice('"Where is it?" said Ben. Then he said: where is IT, said ben!') == 'Where is it?" said Ben'
+    assert said_twice("once upon a time") == said_twice("") == ""
+    assert said_twice("no no no no no") == "no no", "the two do not overlap"
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=14))
+def test_no_longer_passage_is_said_twice(words):
+    runs = [
+        words[first : first + length]
+        for first in range(len(words))
+        for length in range(1, len(words) - first + 1)
+        if any(
+            words[again : again + length] == words[first : first + length]
+            for again in range(first + length, len(words))
+        )
+    ]
+    found = said_twice(" ".join(words)).split()
+    assert len(found) == max(map(len, runs), default=0) and (found in runs or not found)
 
 
 def test_story_metrics_of_stories_made_by_hand():

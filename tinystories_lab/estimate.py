@@ -1,17 +1,69 @@
 """What a run will take: the arithmetic of its budget, and how fast this machine is, measured in seconds."""
 
+import gzip
+import io
+import tempfile
 import time
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from tokenizers import Tokenizer
 
 from tinystories_lab.device import choose_device, choose_dtype
-from tinystories_lab.model import GPTConfig
+from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.review import BOOK_RESULTS
+from tinystories_lab.sources import HUB_STORIES, TOYLAND_STORIES, find_file
 from tinystories_lab.state import TrainState
 from tinystories_lab.step import take_step
+from tinystories_lab.stories import load_stories
+from tinystories_lab.tokenizer import train_tokenizer, write_bin
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CPU_TOKENS = 2_048  # a step of so many tells a CPU's speed as well as one of more
+WARM_UP, TRIAL = 100, 4_000  # stories: to get going, and to be timed
+HERE = "this machine"
+
+
+def count_parameters(model_config: GPTConfig) -> int:
+    """How many values a model of this shape learns, counted on the real network without memory for its weights."""
+    with torch.device("meta"):
+        return GPTMini(model_config).count_parameters()
+
+
+def budget(
+    model_config: GPTConfig, tokens: int, tokens_per_step: int, powers: Mapping[str, float]
+) -> dict[str, object]:
+    """What a run takes, line by line: parameters, tokens, steps, and a time for each machine in `powers`.
+
+    A power is parameters x tokens a second: training multiplies and adds about six times for each parameter and token, so
+    a model twice as large takes twice as long.
+    """
+    parameters = count_parameters(model_config)
+    return {
+        "parameters": parameters,
+        "tokens": tokens,
+        "tokens a parameter": tokens / parameters,
+        "tokens a step": tokens_per_step,
+        "steps": tokens // tokens_per_step,
+    } | {f"time on {machine}": duration(parameters * tokens / power) for machine, power in powers.items()}
+
+
+def powers(model_config: GPTConfig, config: TrainConfig) -> dict[str, float]:
+    """Parameters x tokens a second of T4 and A100, as the chapter reports them, and of this machine, measured now."""
+    chapter = {
+        machine: result["tokens_per_second"] * count_parameters(GPTConfig())
+        for machine, result in BOOK_RESULTS["machines"].items()
+        if machine.startswith("Colab")
+    }
+    return chapter | {HERE: measure_speed(model_config, config) * count_parameters(model_config)}
 
 
 def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float = 2.0) -> float:
@@ -41,9 +93,58 @@ def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float =
     return short.tokens_per_step * len(times) / sum(times)
 
 
+def seconds_to_prepare(source: str | Path, max_stories: int | None = None) -> float:
+    """How long `load_stories` will take here, from cleaning a few thousand stories; a download is not counted.
+
+    The Hub's stories are not here yet: built-in ones stand in for them. Raises as `load_stories` does for a local file.
+    """
+    trial = "toyland" if source == "tinystories" else source
+    return seconds_for_all(lambda count: load_stories(trial, max_stories=count), count_stories(source, max_stories))
+
+
+def count_stories(source: str | Path, max_stories: int | None = None) -> int:
+    """About how many rows a source gives: known for the Hub's and the built-in stories, judged by size for a file."""
+    if source in ("tinystories", "toyland"):
+        return (
+            min(max_stories or HUB_STORIES, HUB_STORIES) if source == "tinystories" else max_stories or TOYLAND_STORIES
+        )
+    with redirect_stderr(io.StringIO()):
+        stories, report = load_stories(source, max_stories=TRIAL)
+    path = find_file(source)
+    texts = "\n".join(text for part in stories.values() for text in part["text"]).encode()
+    stored = len(texts if path.suffix in (".txt", ".jsonl") else gzip.compress(texts))
+    rows = round(path.stat().st_size * (report.train + report.validation) / stored)
+    return min(rows, max_stories or rows)
+
+
+def seconds_to_learn(stories: "Dataset", count: int, vocab_size: int) -> float:
+    """How long `train_tokenizer` will take here for the first `count` stories, from learning on a few thousand."""
+    return seconds_for_all(
+        lambda first: train_tokenizer(islice(stories["text"], first), vocab_size), min(count, len(stories))
+    )
+
+
+def seconds_to_write(stories: "Dataset", tokenizer: Tokenizer, max_tokens: int | None = None) -> float:
+    """How long `write_bin` will take here for all stories, or those that fit into `max_tokens`, on one core."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        path = Path(folder) / "trial.bin"
+        info = write_bin(path, islice(stories["text"], TRIAL), tokenizer)
+        count = min(len(stories), (max_tokens or info.tokens * len(stories)) * info.stories // info.tokens)
+        return seconds_for_all(lambda first: write_bin(path, islice(stories["text"], first), tokenizer), count)
+
+
+def seconds_for_all(work: Callable[[int], object], count: int) -> float:
+    """Scale the time that `work` takes for few stories to `count`; what it needs to get going is left out."""
+    with redirect_stderr(io.StringIO()):  # no bars for a trial
+        work(WARM_UP)
+        started = time.perf_counter()
+        work(TRIAL)
+        return count * (time.perf_counter() - started) / min(TRIAL, count)
+
+
 def duration(seconds: float) -> str:
-    """A time as people say it: "a second", "40 seconds", "3 minutes", "2.8 hours"."""
-    for unit, size in (("hours", 3_600), ("minutes", 60)):
-        if seconds >= 1.95 * size:
-            return f"{seconds / size:.2g} {unit}"
+    """A time as people say it: "a second", "40 seconds", "3 minutes", "2.8 hours", "3.2 days"."""
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if (many := seconds / size) >= 1.95:
+            return f"{many:.2g} {unit}" if many < 10 else f"{many:,.0f} {unit}"
     return f"{seconds:.0f} seconds" if seconds >= 1.5 else "a second"

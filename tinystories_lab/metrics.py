@@ -20,6 +20,19 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def said_twice(text: str) -> str:
+    """The longest passage of whole words that stands in a text twice; "" when no word does. Punctuation and case do not count."""
+    places, words = [match.span() for match in WORD.finditer(text)], words_of(text)
+    longest, end, ending = 0, 0, [0] * len(words)  # of each word before: how long a passage ends there and at this one
+    for this, word in enumerate(words):
+        for that in range(this - 1, -1, -1):
+            same = 1 + (ending[that - 1] if that else 0) if words[that] == word else 0
+            ending[that] = min(same, this - that)  # the two do not overlap
+            if ending[that] > longest:
+                longest, end = ending[that], that
+    return text[places[end - longest + 1][0] : places[end][1]] if longest else ""
+
+
 def training_words(train_bin: str | Path, tokenizer: Tokenizer, stories: int = STORIES_READ) -> frozenset[str]:
     """The different words of the first so many stories of a token file."""
     return frozenset(chain.from_iterable(map(words_of, islice(read_bin(train_bin, tokenizer), stories))))

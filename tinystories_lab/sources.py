@@ -16,6 +16,7 @@ from tinystories_lab.toyland import tell_stories
 
 END_OF_TEXT = "<|endoftext|>"
 HUB_NAME, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+HUB_STORIES = 2_119_719 + 21_990  # its rows, train and validation
 SPLITS = ("train", "validation")
 TOYLAND_STORIES = 20_000
 ROWS_PER_BATCH = 1_000

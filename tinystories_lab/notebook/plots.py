@@ -1,6 +1,7 @@
 """Figures: each function takes plain values and returns a matplotlib Figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,9 +29,9 @@ def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def name_lines(axes: Axes) -> None:
-    """The legend, of what has a label."""
-    axes.legend(frameon=False, fontsize=11)
+def name_lines(axes: Axes, loc: str = "best") -> None:
+    """The legend, of what has a label; lines behind it stay visible."""
+    axes.legend(fontsize=11, edgecolor="none", framealpha=0.7, loc=loc)
 
 
 def histogram(
@@ -52,4 +53,39 @@ def bars(counts: dict[str, float], title: str, x_label: str) -> Figure:
     figure = new_figure(title, x_label, "")
     figure.axes[0].barh(list(counts), list(counts.values()), color=BLUE)
     figure.axes[0].invert_yaxis()
+    return figure
+
+
+def points(values: Mapping[float, float], title: str, x_label: str, y_label: str) -> Figure:
+    """A line through a few points on a logarithmic axis, the height written at each."""
+    figure = new_figure(title, x_label, y_label)
+    axes = figure.axes[0]
+    axes.plot(list(values), list(values.values()), "o-", color=BLUE)
+    for x, y in values.items():
+        axes.annotate(f"{y:.2f}", (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=12)
+    axes.set_xscale("log")
+    axes.set_xticks(list(values), [f"{x:,}" for x in values])
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.1, y=0.15)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
+    """How much of a text its commonest words make up, by how many of them are known; a mark where `share` is reached.
+
+    `counts` has a number for each different word: how often it occurs.
+    """
+    figure = new_figure("How many words make up the text?", "words known, the commonest first", "share of the text (%)")
+    axes, total = figure.axes[0], sum(counts)
+    covered = [100 * known / total for known in accumulate(sorted(counts, reverse=True))]
+    needed = 1 + next(place for place, known in enumerate(covered) if known >= 100 * share)
+    axes.plot(range(1, len(covered) + 1), covered, color=BLUE)
+    axes.plot([needed, needed, 1], [0, covered[needed - 1], covered[needed - 1]], "--", color=ORANGE)
+    axes.plot(needed, covered[needed - 1], "o", color=ORANGE, label=f"{needed:,} words: {share:.0%} of the text")
+    axes.set_xscale("log")
+    axes.set_xlim(left=1)
+    axes.set_ylim(0, 103)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    name_lines(axes)
     return figure

@@ -1,0 +1,70 @@
+"""Sliders over pure functions: the merges of a sentence, and the budget of a run."""
+
+from collections.abc import Mapping
+
+import ipywidgets as widgets
+from tokenizers import Tokenizer
+
+from tinystories_lab.estimate import budget
+from tinystories_lab.merges import merge_history, merges
+from tinystories_lab.model import GPTConfig
+from tinystories_lab.notebook.show import prose, table, tokens
+from tinystories_lab.recipe import TrainConfig
+
+WIDE = widgets.Layout(width="95%", max_width="640px")
+WIDE_LABEL = {"description_width": "90px"}
+HEAD_WIDTH = 64  # values of d_model for each attention head
+
+
+def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
+    """A sentence to change, and a slider over the merges that act on it, in the order in which they were learned."""
+    text = widgets.Text(sentence, description="sentence", continuous_update=False)
+    slider = widgets.IntSlider(0, min=0, max=0, description="merges", continuous_update=False)
+    said, cut = widgets.HTML(), widgets.HTML()
+    learned = len(merges(tokenizer))
+    steps = []
+
+    def show(change: dict | None = None) -> None:
+        step = steps[slider.value]
+        what = (
+            f"merge {step.number:,} of {learned:,}: {' + '.join(map(repr, step.pair))}" if step.pair else "no merge yet"
+        )
+        said.value = prose(f"{what}. {len(step.pieces)} tokens for {len(text.value.encode())} bytes.").data
+        cut.value = tokens(step.pieces, step.pieces.index(step.made) if step.made else None).data
+
+    def start(change: dict | None = None) -> None:
+        steps[:] = merge_history(tokenizer, text.value)
+        slider.max = len(steps) - 1
+        slider.value = min(slider.value, slider.max)
+        show()
+
+    for control in (text, slider):
+        control.layout, control.style = WIDE, WIDE_LABEL
+    text.observe(start, "value")
+    slider.observe(show, "value")
+    start()
+    return widgets.VBox([text, slider, said, cut])
+
+
+def budget_sliders(
+    model_config: GPTConfig, tokens: int, config: TrainConfig, powers: Mapping[str, float]
+) -> widgets.VBox:
+    """Layers, width and tokens to read, from those of a run on; below, what such a run takes on each machine."""
+    sliders = [
+        widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer"),
+        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=HEAD_WIDTH, description="d_model"),
+        widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)"),
+    ]
+    n_layer, d_model, millions = sliders
+    taken = widgets.HTML()
+
+    def show(change: dict | None = None) -> None:
+        model = GPTConfig(model_config.vocab_size, n_layer.value, d_model.value // HEAD_WIDTH, d_model.value)
+        lines = budget(model, millions.value * 1_000_000, config.tokens_per_step, powers)
+        taken.value = table([{"a run of this size": name, "takes": value} for name, value in lines.items()]).data
+
+    for slider in sliders:
+        slider.layout, slider.style, slider.continuous_update = WIDE, WIDE_LABEL, False
+        slider.observe(show, "value")
+    show()
+    return widgets.VBox([*sliders, taken])
