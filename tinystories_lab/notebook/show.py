@@ -55,7 +55,7 @@ def bars(rows: Sequence[tuple[str, float, float]]) -> HTML:
     bar = "position: absolute; top: 15%; height: 70%; box-sizing: border-box"
     lines = (
         f'<div style="display: flex; align-items: center; gap: 0.6em">'
-        f'<code style="flex: 0 0 8em; text-align: right; white-space: pre; overflow: hidden; background: none">{escape(label)}</code>'
+        f'<span style="flex: 0 0 9em; font-family: monospace; text-align: right; white-space: pre; overflow: hidden">{escape(label)}</span>'
         f'<div style="position: relative; flex: 1; height: 1.5em">'
         f'<div style="{bar}; width: {min(1, compared):.1%}; border: 1.5px solid rgba(128, 128, 128, 0.9)"></div>'
         f'<div style="{bar}; width: {min(1, share):.1%}; background: rgba(0, 114, 178, 0.65)"></div></div>'

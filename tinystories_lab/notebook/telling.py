@@ -13,7 +13,8 @@ from tinystories_lab.notebook.show import bars, prose, tokens
 from tinystories_lab.odds import likely_next, token_text
 from tinystories_lab.sources import END_OF_TEXT
 
-TOKENS_A_BEAT = 4  # at most: a small model is faster than one can read, and nothing would be left to stop
+TOKENS_A_SECOND = 40  # at most: a small model is faster than one can watch, and nothing would be left to stop
+TOKENS_A_BEAT = 2  # at least, where the browser comes back sooner than they are due
 TAIL = 30  # letters of what stands before a token, to say where it is
 
 
@@ -43,16 +44,18 @@ def tell_in_beats(
 ) -> Iterator[Told]:
     """The story that `generate` tells with the same settings, as it stands after every beat and at its end.
 
-    A beat is over after `beat` seconds or TOKENS_A_BEAT tokens. A story that ended by itself has `<|endoftext|>` as its
-    last token. Raises ValueError as `stream`.
+    A beat is over after `beat` seconds, or when as much is told as is due for the time since the last one was taken. A
+    story that ended by itself has `<|endoftext|>` as its last token. Raises ValueError as `stream`.
     """
     told, end_id = begin(tokenizer, prompt), tokenizer.token_to_id(END_OF_TEXT)
-    since = time.monotonic()
+    since, due = time.monotonic(), TOKENS_A_BEAT
     for token in stream(model, told.ids, max_new_tokens, stop_id=end_id, **settings):
         told = replace(told, ids=(*told.ids, token))
-        if time.monotonic() - since >= beat or told.count % TOKENS_A_BEAT == 0:
+        if time.monotonic() - since >= beat or told.count >= due:
+            taken = time.monotonic()
             yield told
             since = time.monotonic()
+            due = told.count + max(TOKENS_A_BEAT, TOKENS_A_SECOND * (since - taken))
     if told.count < max_new_tokens:
         yield replace(told, ids=(*told.ids, end_id), ended="It ended by itself.")
     else:
