@@ -1,5 +1,8 @@
 """What may come next, and what the settings make of it."""
 
+import math
+from statistics import fmean
+
 import pytest
 import torch
 from hypothesis import given
@@ -94,14 +97,22 @@ def test_the_odds_of_a_text_are_those_of_each_token_after_those_before_it(model,
     text = "Lily found a red ball."
     ids = tokenizer.encode(text).ids
     drawn = odds_of_text(model, tokenizer, text)
-    assert "".join(token for token, _ in drawn) == tokenizer.decode(ids[1:])
-    for place, (_, share) in enumerate(drawn, 1):
-        alone = likely_next(model, tokenizer, ids[:place], 1.0, None, told=ids[place], count=0)
+    assert "".join(token for token, _ in drawn) == text
+    for place, (_, share) in enumerate(drawn):
+        before = [tokenizer.token_to_id(END_OF_TEXT), *ids[:place]]
+        alone = likely_next(model, tokenizer, before, 1.0, None, told=ids[place], count=0)
         assert share == pytest.approx(alone[0][1], rel=1e-4)
+
+
+def test_the_mean_surprise_at_a_storys_tokens_is_the_models_loss_on_it(model, tokenizer):
+    text = "Lily found a ball."
+    ids = torch.tensor([[tokenizer.token_to_id(END_OF_TEXT), *tokenizer.encode(text).ids]])
+    surprises = [-math.log(share) for _, share in odds_of_text(model, tokenizer, text)]
+    assert fmean(surprises) == pytest.approx(model(ids[:, :-1], ids[:, 1:])[1].item(), rel=1e-4)
 
 
 def test_of_a_text_over_max_len_the_end_counts(model, tokenizer):
     drawn = odds_of_text(model, tokenizer, "Lily found a red ball. " * 20)
-    assert len(drawn) == model.config.max_len - 1
+    assert len(drawn) == model.config.max_len
     with pytest.raises(ValueError, match="at least one id"):
         odds_of_text(model, tokenizer, "")

@@ -10,6 +10,7 @@ from tinystories_lab.generate import check_ids, window
 from tinystories_lab.merges import shown
 from tinystories_lab.model import GPTMini
 from tinystories_lab.sampling import TEMPERATURE, TOP_K, next_token_probabilities
+from tinystories_lab.sources import END_OF_TEXT
 
 LIKELIEST = 12
 
@@ -63,12 +64,13 @@ def label(tokenizer: Tokenizer, token: int, told: int | None) -> str:
 
 @torch.inference_mode()
 def odds_of_text(model: GPTMini, tokenizer: Tokenizer, text: str) -> list[tuple[str, float]]:
-    """Each token of a text but the first, with the model's own odds for it there; a text over max_len is cut to its end.
+    """Each token of a text that begins a story, with the model's own odds for it there; over max_len the last ones only.
 
-    Raises ValueError as `stream`.
+    The mean of -ln of the odds is the loss on that text. Raises ValueError for an empty text and another model's tokenizer.
     """
-    ids = tokenizer.encode(text).ids[-model.config.max_len :]
+    ids = tokenizer.encode(text).ids
     check_ids(ids, model.config.vocab_size)
-    logits, _ = model(torch.tensor([ids], device=model.tok_emb.weight.device))
-    odds = next_token_probabilities(logits[0, :-1], 1.0, None).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    ids = [tokenizer.token_to_id(END_OF_TEXT), *ids][-model.config.max_len - 1 :]
+    logits, _ = model(torch.tensor([ids[:-1]], device=model.tok_emb.weight.device))
+    odds = next_token_probabilities(logits[0], 1.0, None).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
     return list(zip([token_text(tokenizer, token) for token in ids[1:]], odds.tolist(), strict=True))

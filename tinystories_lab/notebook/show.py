@@ -32,13 +32,13 @@ def code(text: str) -> HTML:
 
 def cards(texts: Sequence[tuple[str, str]]) -> HTML:
     """(heading, text) pairs side by side as far as the page is wide, below one another on a phone."""
-    shown = (
+    each = (
         f'<div style="flex: 1 1 15em; min-width: 0; border: {LINE}; border-radius: 6px; padding: 0.6em 0.9em">'
         f'<div style="font-weight: bold; margin-bottom: 0.3em">{escape(heading)}</div>'
         f'<div style="{PROSE}">{escape(text)}</div></div>'
         for heading, text in texts
     )
-    return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 0.7em; max-width: 60em">{"".join(shown)}</div>')
+    return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 0.7em; max-width: 60em">{"".join(each)}</div>')
 
 
 def tokens(pieces: Sequence[str], chosen: int | None = None) -> HTML:
@@ -67,13 +67,11 @@ def bars(rows: Sequence[tuple[str, float, float]]) -> HTML:
 
 def facts(named: Mapping[str, str]) -> HTML:
     """What is the case, in few words each under its name, side by side as far as the page is wide."""
-    shown = (
+    each = (
         f'<div><div style="opacity: 0.75; font-size: 85%">{escape(name)}</div><b>{escape(value)}</b></div>'
         for name, value in named.items()
     )
-    return HTML(
-        f'<div style="display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; max-width: 44em">{"".join(shown)}</div>'
-    )
+    return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; max-width: 44em">{"".join(each)}</div>')
 
 
 def picture(figure: Figure, says: str) -> HTML:
