@@ -79,7 +79,8 @@ def test_run_ends_well_with_the_files_of_all_five_stages(finished):
         *("stories", "tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
     }
     assert {path.name for path in (folder / RUN).iterdir()} == {
-        *("config.yaml", "tokenizer.json", "loss.jsonl", "samples.jsonl", "loss_curve.png"),
+        *("config.yaml", "tokenizer.json", "loss.jsonl", "samples.jsonl"),
+        *("report.md", "loss_curve.png", "loss_by_tokens.png"),
         *("last.pt", "final.pt", "step_00005.pt", "step_00010.pt"),
     }
     assert read_log(folder / RUN / "loss.jsonl")[-1]["step"] == 12
@@ -139,7 +140,9 @@ def test_run_is_the_default_and_a_second_one_trains_no_more(finished, here):
     assert status == 0 and "the five stories:" in output
     after = files(here / RUN) | files(here / DATA)
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed <= {"config.yaml", "loss_curve.png"}, "only the list of sessions grows, and the plot is drawn again"
+    assert changed <= {"config.yaml", "loss_curve.png", "loss_by_tokens.png", "report.md"}, (
+        "only the list of sessions grows, and the look back is made again"
+    )
     assert len(load_config(here / RUN)["sessions"]) == 2
 
 

@@ -1,11 +1,14 @@
 """Diagrams and the figures of notebooks 1 and 2: what is drawn is what was given, and letters stay inside of the figure."""
 
+import re
+
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.notebook import plots
-from tinystories_lab.notebook.diagrams import WRITTEN, pipeline, windows
+from tinystories_lab.notebook.diagrams import WRITTEN, network, pipeline, windows
 from tinystories_lab.tokenizer import END_OF_TEXT
 
 PIECES = [*["Once", " upon"] * 10, ".", END_OF_TEXT, "On", " a", " sunny", "\n\n", *[" day"] * 60, END_OF_TEXT, "Lily"]
@@ -15,6 +18,8 @@ FIGURES = {
     "a window at the start": lambda: windows(PIECES, 0, 1),
     "the last window": lambda: windows(PIECES, len(PIECES) - 11, 10),
     "a window of long words": lambda: windows(["x" * 40, "y" * 5] * 4, 0, 4),
+    "the network": lambda: network(GPTConfig()),
+    "a large network": lambda: network(GPTConfig(vocab_size=65_536, n_layer=48, n_head=16, d_model=2_048)),
     "coverage": lambda: plots.coverage([100, 10, 1, 1]),
     "coverage of one word": lambda: plots.coverage([3]),
     "points": lambda: plots.points({258: 1.0, 8_000: 4.1}, "Bytes", "tokens", "bytes"),
@@ -84,3 +89,14 @@ def test_coverage_marks_how_many_of_the_commonest_words_make_up_the_share():
 
 def test_points_says_the_height_of_each():
     assert letters(plots.points({258: 1.0, 8_000: 4.126}, "Bytes", "tokens", "bytes")) == ["1.00", "4.13"]
+
+
+def test_the_numbers_in_the_network_add_up_to_the_model():
+    config = GPTConfig()
+    written = [
+        int(part.replace(",", "")) for text in letters(network(config)) for part in re.findall(r"\d[\d,]{4,}", text)
+    ]
+    embedding, feed_forward, attention = sorted(set(written) - {config.vocab_size}, reverse=True)
+    norms = (2 * config.n_layer + 1) * config.d_model
+    total = embedding + config.n_layer * (feed_forward + attention) + norms
+    assert total == GPTMini(config).count_parameters()

@@ -2,20 +2,22 @@
 
 import json
 import math
+from statistics import fmean
 
 import pytest
+import torch
 
+from tinystories_lab.model import GPTMini
 from tinystories_lab.review import (
     BOOK_RESULTS,
     bits_per_byte,
     checklist,
-    mean_ratings,
     perplexity,
     save_samples,
-    story_metrics,
-    words_of,
+    surprises,
 )
 from tinystories_lab.runlog import append_row, read_rows
+from tinystories_lab.tokenizer import load_tokenizer
 
 
 def test_perplexity_of_the_chapters_loss_is_about_12_choices():
@@ -29,33 +31,16 @@ def test_bits_per_byte_of_the_chapters_loss():
     assert bits_per_byte(math.log(256), 1) == pytest.approx(8), "bytes drawn at random need all their bits"
 
 
-def test_words_are_lower_case_and_keep_an_apostrophe_within():
-    assert words_of("Tom's dog said: 'Don’t run, Zoë!' It's 3 o'clock.") == [
-        *("tom's", "dog", "said", "don’t", "run", "zoë", "it's", "3", "o'clock")
-    ]
-
-
-def test_story_metrics_of_stories_made_by_hand():
-    stories = ["The cat sat. The cat sat.", "The dog ran!"]
-    # 9 words: the x3, cat x2, sat x2, dog, ran; trigrams: tcs, cst, stc, tcs of the first story, tdr of the second
-    assert story_metrics(stories, ["A cat sat.", "THE end"]) == {
-        "words": 4.5,
-        "known_words": 7 / 9,
-        "distinct_words": 5 / 9,
-        "distinct_trigrams": 4 / 5,
-    }
-
-
-def test_story_metrics_count_no_trigram_across_stories():
-    assert story_metrics(["one two", "three four"], [])["distinct_trigrams"] == 0
-    assert story_metrics(["one two", "three four"], [])["known_words"] == 0
-
-
-def test_an_empty_story_counts_as_no_words_and_only_such_are_refused():
-    assert story_metrics(["a b c d", ""], ["a"])["words"] == 2
-    for stories in ([], [""], ["...", "!"]):
-        with pytest.raises(ValueError, match=r"no words in these stories: generate some first \(04_generate\)"):
-            story_metrics(stories, ["a"])
+def test_the_mean_surprise_at_a_storys_tokens_is_the_models_loss_on_it(data_dir, model_config):
+    torch.manual_seed(0)
+    model, tokenizer = GPTMini(model_config), load_tokenizer(data_dir / "tokenizer.json")
+    text = "Lily found a “kite”."
+    told = surprises(model, tokenizer, text)
+    ids = torch.tensor([[tokenizer.token_to_id("<|endoftext|>"), *tokenizer.encode(text).ids]])
+    assert fmean(nats for _, nats in told) == pytest.approx(model(ids[:, :-1], ids[:, 1:])[1].item(), rel=1e-5)
+    assert [piece for piece, _ in told] == [tokenizer.decode([token]) for token in ids[0, 1:]]
+    odds = torch.softmax(model(ids[:, :1])[0][0, 0], -1)[ids[0, 1]].item()
+    assert told[0][1] == pytest.approx(-math.log(odds), rel=1e-5), "the first token comes after <|endoftext|>"
 
 
 def test_saving_samples_replaces_those_of_the_same_when_only(tmp_path):
@@ -78,13 +63,6 @@ def test_samples_that_cannot_be_written_leave_the_old_ones(tmp_path):
     with pytest.raises(TypeError):
         save_samples(tmp_path, "after", [{"story": "new"}, {"story": object()}])
     assert read_rows(tmp_path / "samples.jsonl") == [{"when": "after", "story": "kept"}]
-
-
-def test_mean_ratings_are_those_of_each_question(tmp_path):
-    assert mean_ratings(tmp_path) == {}
-    for grammar, coherence, fun in [(5, 3, 0), (4, 2, 1), (3, 4, 5)]:
-        append_row(tmp_path / "ratings.jsonl", {"grammar": grammar, "coherence": coherence, "fun": fun, "story": "x"})
-    assert mean_ratings(tmp_path) == {"grammar": 4, "coherence": 3, "fun": 2}
 
 
 def test_checklist_of_an_empty_folder_is_all_open(tmp_path):

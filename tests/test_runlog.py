@@ -91,6 +91,17 @@ def test_each_pattern_is_named_with_its_evidence(rows, pattern, evidence):
     assert found.advice
 
 
+def test_batches_that_scatter_are_no_spikes():
+    scattering = [loss + (0.7 if i % 2 else -0.7) for i, loss in enumerate(FALLING)]
+    assert diagnose(rows_of(scattering), 8_000).pattern == "healthy"
+    assert diagnose(rows_of([*scattering, 12.0, *scattering[-9:]]), 8_000).pattern == "spiking"
+
+
+def test_a_jump_on_the_way_does_not_hide_that_a_run_overfits():
+    rows = rows_of([4.0, 3.0, 2.5, 5.0, 2.0, 1.5], [4.1, 3.2, 3.0, 3.1, 3.2, 3.3])
+    assert diagnose(rows, 8_000).pattern == "overfitting"
+
+
 def test_rising_validation_is_no_overfitting_while_train_rises_too():
     assert diagnose(rows_of([4.0, 3.0, 2.5, 2.8], [4.1, 3.2, 2.6, 2.9]), 8_000).pattern == "healthy"
 

@@ -157,8 +157,13 @@ def step_checkpoints(run_dir: str | Path) -> list[Path]:
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> GPTMini:
     """The model of a checkpoint (last.pt, step_NNNNN.pt or final.pt), in evaluation mode on `device`."""
-    checkpoint = load_checkpoint(path, MODEL_KEYS)
-    model = GPTMini(GPTConfig(**checkpoint["model_config"]))
+    return model_of(load_checkpoint(path, MODEL_KEYS), device)
+
+
+def model_of(checkpoint: dict[str, Any], device: str | torch.device = "cpu") -> GPTMini:
+    """The model of what `load_checkpoint` has read, in evaluation mode on `device`; no random state is touched."""
+    with torch.random.fork_rng(devices=[]):
+        model = GPTMini(GPTConfig(**checkpoint["model_config"]))
     model.load_state_dict(checkpoint["model"])
     if torch.device(device).type == "cpu":  # telling reads all weights for a token: CPUs do so faster column by column
         for weight in model.parameters():

@@ -24,6 +24,14 @@ def window(ids: list[int], max_len: int) -> list[int]:
     return ids[math.ceil(max(0, len(ids) - max_len) / half) * half :]
 
 
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raise ValueError when there are no ids to go on from, or one is not in the vocabulary."""
+    if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise ValueError(
+            f"a prompt needs at least one id, each from 0 to {vocab_size - 1}; got {ids[:8]}: is this the model's tokenizer?"
+        )
+
+
 @torch.inference_mode()
 def stream_many(
     model: GPTMini,
@@ -42,10 +50,7 @@ def stream_many(
     config, device = model.config, model.tok_emb.weight.device
     stories = [list(prompt) for prompt in prompts]
     for ids in stories:
-        if not ids or not 0 <= min(ids) <= max(ids) < config.vocab_size:
-            raise ValueError(
-                f"a prompt needs at least one id, each from 0 to {config.vocab_size - 1}; got {ids[:8]}: is this the model's tokenizer?"
-            )
+        check_ids(ids, config.vocab_size)
     seeds = [None] * len(stories) if seeds is None else seeds
     randoms = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
     told = set(range(len(stories)))  # those that go on

@@ -17,7 +17,8 @@ from tinystories_lab.session import Claim
 # small fixed set of files is rewritten in place. last.pt and the log go in pairs: while one pair is being written, the
 # other is whole.
 SLOTS = dict(zip(MIRROR_SLOTS, ("loss.0.jsonl", "loss.1.jsonl"), strict=True))
-RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "loss_curve.png", "final.pt")
+RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
+RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
 DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
 BEAT_SECONDS = 60  # how often a writer says that it lives
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 5, 300

@@ -111,6 +111,10 @@ class Workspace:
         info = BinInfo.of(self.data_dir / "train.bin")
         return replace(self.preset.model, vocab_size=info.vocab_size) if info else self.preset.model
 
+    def with_recipe(self, **changes: Any) -> "Workspace":
+        """The same with such changes to the preset's TrainConfig, as in `with_recipe(total_steps=500)`."""
+        return replace(self, preset=replace(self.preset, train=replace(self.preset.train, **changes)))
+
 
 def plan_workspace(
     root: str | Path,

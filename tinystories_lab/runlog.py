@@ -5,8 +5,9 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from tqdm import tqdm
@@ -101,22 +102,29 @@ def diagnose(rows: Iterable[Row], vocab_size: int) -> Diagnosis:
     if tail > untrained - 0.5:
         evidence = f"the loss is {tail:.2f}, an untrained model's is ln({vocab_size}) = {untrained:.2f}"
         return Diagnosis("stuck", evidence, "a run this young is always here; later, raise peak_lr and check the data")
-    jumps = [row["step"] for row, before, now in zip(rows[1:], losses, losses[1:], strict=False) if now > before + 1]
+    validated = [row for row in rows if row.get("val_loss") is not None]
+    if validated:
+        lowest, last = min(validated, key=lambda row: row["val_loss"]), validated[-1]
+        if last["val_loss"] > lowest["val_loss"] + 0.05 and tail < lowest["train_loss"]:
+            evidence = f"validation rose from {lowest['val_loss']:.2f} (step {lowest['step']}) to {last['val_loss']:.2f} while train fell"
+            return Diagnosis(
+                "overfitting", evidence, "take more stories, or a smaller model, or stop at the lowest validation loss"
+            )
+    jumps = [row["step"] for row, is_jump in zip(rows, jumps_of(losses), strict=True) if is_jump]
     if jumps:
         evidence = f"the loss jumped by over 1 at step {jumps[0]}" + (
             f" and {len(jumps) - 1} more times" if jumps[1:] else ""
         )
         return Diagnosis("spiking", evidence, "clip gradients at 1.0, lower peak_lr, look at the batch of that step")
-    validated = [row for row in rows if row.get("val_loss") is not None]
-    if validated:
-        lowest, last = min(validated, key=lambda row: row["val_loss"]), validated[-1]
-        if last["val_loss"] > lowest["val_loss"] + 0.05 and last["train_loss"] < lowest["train_loss"]:
-            evidence = f"validation rose from {lowest['val_loss']:.2f} (step {lowest['step']}) to {last['val_loss']:.2f} while train fell"
-            return Diagnosis(
-                "overfitting", evidence, "take more stories, or a smaller model, or stop at the lowest validation loss"
-            )
     return Diagnosis(
         "healthy",
         f"the loss fell from {losses[0]:.2f} to {tail:.2f} without jumps",
         "let it run; more tokens lower it further",
     )
+
+
+def jumps_of(losses: list[float]) -> list[bool]:
+    """Whether each loss stands out above the five before it: by over 1, and far more than small batches scatter anyway."""
+    scatter = median(abs(now - before) for before, now in pairwise(losses)) if len(losses) > 1 else 0
+    recent = (losses[max(0, i - 5) : i] or [math.inf] for i in range(len(losses)))
+    return [now > median(before) + max(1, 5 * scatter) for before, now in zip(recent, losses, strict=True)]

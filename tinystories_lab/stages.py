@@ -5,16 +5,18 @@ from itertools import islice
 import torch
 
 from tinystories_lab.checkpoint import load_model
+from tinystories_lab.compare import run_row
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.generate import tell_samples
 from tinystories_lab.mirror import DATA_FILES, Mirror
 from tinystories_lab.model import GPTMini
 from tinystories_lab.presets import Workspace, save_config
 from tinystories_lab.ranks import rank
-from tinystories_lab.review import bits_per_byte, checklist, perplexity, save_samples, story_metrics
-from tinystories_lab.runlog import diagnose, read_log, read_rows, with_progress
+from tinystories_lab.report import in_short, look_back, write_report
+from tinystories_lab.review import save_samples
+from tinystories_lab.runlog import read_log, read_rows, with_progress
 from tinystories_lab.stories import load_stories, open_stories
-from tinystories_lab.tokenizer import BinInfo, load_tokenizer, read_bin, save_tokenizer, train_tokenizer, write_bin
+from tinystories_lab.tokenizer import BinInfo, load_tokenizer, save_tokenizer, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
 
 
@@ -68,42 +70,17 @@ def generate_stage(lab: Workspace) -> None:
 
 
 def retrospective(lab: Workspace) -> None:
-    """the run's files -> loss_curve.png and the report"""
+    """the run's files -> its curves and report.md"""
     from tinystories_lab.notebook.curves import loss_curve  # matplotlib is needed here only
 
-    rows = read_log(lab.run_dir / "loss.jsonl")
-    validated = [row for row in rows if "val_loss" in row]
-    if not validated:
-        raise FileNotFoundError(
-            f"no finished evaluation in {lab.run_dir / 'loss.jsonl'}: run 03_train (or `train` in the shell) first"
-        )
-    vocab_size = lab.model_config.vocab_size
-    loss_curve(rows, vocab_size).savefig(lab.run_dir / "loss_curve.png", dpi=120, bbox_inches="tight")
-    last, loss = rows[-1], validated[-1]["val_loss"]
-    held_out = BinInfo.of(lab.data_dir / "val.bin")
-    found = diagnose(rows, vocab_size)
-    print(f"\nRun {lab.run_dir.name}")
-    print(f"  tokens      {last['tokens']:,} seen of {BinInfo.of(lab.data_dir / 'train.bin').tokens:,} in train.bin")
-    print(f"  parameters  {load_model(lab.run_dir / 'final.pt').count_parameters():,}")
-    print(
-        f"  loss        {rows[0]['train_loss']:.3f} untrained, {last['train_loss']:.3f} last batch, {loss:.3f} validation"
-    )
-    print(
-        f"              perplexity {perplexity(loss):.2f}, {bits_per_byte(loss, held_out.bytes_per_token):.3f} bits a byte"
-    )
-    print(
-        f"  time        {last['seconds']:,.0f} s of training, {last['tokens'] / max(last['seconds'], 0.01):,.0f} tokens a second"
-    )
-    print(f"  pattern     {found.pattern}: {found.evidence}")
-    told = [row["story"] for row in read_rows(lab.run_dir / "samples.jsonl") if row["when"] == "after"]
-    if told:
-        reference = islice(read_bin(lab.data_dir / "train.bin", load_tokenizer(lab.run_dir / "tokenizer.json")), 5_000)
-        metrics = story_metrics(told, reference)
-        print("  stories     " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
-    print(
-        "  checklist   "
-        + "; ".join(f"{'done' if done else 'open'}: {item}" for item, done in checklist(lab.run_dir).items())
-    )
+    run_row(lab.run_dir)  # raises where there is nothing to look back on
+    log = read_log(lab.run_dir / "loss.jsonl")
+    for name, book in (("loss_curve.png", False), ("loss_by_tokens.png", True)):
+        figure = loss_curve(log, lab.model_config.vocab_size, book)
+        figure.savefig(lab.run_dir / name, dpi=120, bbox_inches="tight")
+    back = look_back(lab)
+    print(in_short(back))
+    print(f"  report      {write_report(back)}")
     print(f"  files       {lab.run_dir.resolve()} and {lab.data_dir.resolve()}")
 
 

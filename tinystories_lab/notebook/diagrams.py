@@ -1,4 +1,4 @@
-"""Diagrams, where words are slow: what goes from notebook to notebook, and how the model sees the data."""
+"""Diagrams, where words are slow: what goes from notebook to notebook, how the model sees the data, and the model itself."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.plots import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH
 from tinystories_lab.sources import END_OF_TEXT
 
@@ -17,6 +18,8 @@ WRITTEN = {  # the five notebooks, each with what it leaves for those after it
     "4 generate": "samples.jsonl",
     "5 retrospective": "report.md, ratings.jsonl",
 }
+BLUE_TINT, GREEN_TINT = "#DDEBF5", "#CCECE3"
+PLUS = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": GREY}
 LETTER = 0.105  # inches: how wide one of 12 points is, room included
 
 
@@ -46,7 +49,7 @@ def pipeline(stage: int) -> Figure:
     axes, pitch = blank(WIDTH, 0.62 * len(WRITTEN)), 0.62
     for number, (notebook, files) in enumerate(WRITTEN.items(), start=1):
         here, y = number == stage, pitch * (number - 1) + 0.1
-        look = {"facecolor": ORANGE, "weight": "bold"} if here else {"facecolor": "#DDEBF5"}
+        look = {"facecolor": ORANGE, "weight": "bold"} if here else {"facecolor": BLUE_TINT}
         box(axes, 0.1, y, 1.7, 0.4, notebook, edgecolor=GREY, **look)
         axes.text(2.0, y + 0.2, f"writes {files}", va="center", fontsize=12)
         if number < len(WRITTEN):
@@ -93,4 +96,29 @@ def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
         column += width
     axes.text(column + 0.05, y + 0.45, "…", va="center", fontsize=12)
     axes.text(left, y + 1.15, "under each token of x stands its target in y: the next one", va="center", fontsize=12)
+    return axes.figure
+
+
+def network(config: GPTConfig) -> Figure:
+    """GPTMini from ids to logits, bottom to top, with the shapes and the numbers of parameters of `config`."""
+    axes = blank(WIDTH, 5.5)
+    stream, side, line = 1.8, 4.15, {"color": GREY, "linewidth": 1.2}
+    embedding, attention = config.vocab_size * config.d_model, 4 * config.d_model**2
+    feed_forward = 3 * config.d_model * config.d_hidden
+    axes.add_patch(Rectangle((0.1, 1.35), WIDTH - 0.2, 2.95, facecolor="none", edgecolor=GREY, linestyle="--"))
+    axes.text(WIDTH - 0.2, 4.18, f"{config.n_layer} such blocks", ha="right", va="bottom", fontsize=12)
+    axes.annotate("", (stream, 0.5), (stream, 5), arrowprops={"arrowstyle": "-|>", "color": GREY}, zorder=0)
+    for top, name, size in ((1.65, "feed-forward", feed_forward), (3.05, "attention", attention)):
+        axes.plot([stream, side, side], [top + 0.78, top + 0.78, top + 0.55], **line)
+        axes.annotate("", (stream + 0.1, top - 0.12), (side, top - 0.12), arrowprops={"arrowstyle": "-|>", **line})
+        axes.plot([side, side], [top - 0.12, top], **line)
+        box(axes, 2.95, top, 2.4, 0.55, f"norm, then {name}\n{size:,}", facecolor=BLUE_TINT, edgecolor=BLUE)
+        axes.text(stream, top - 0.13, "+", ha="center", va="center", fontsize=13, bbox=PLUS)
+    axes.text(stream - 0.12, 2.22, f"(B, T, {config.d_model})", ha="right", va="center", fontsize=12)
+    grey = {"facecolor": "#EEEEEE", "edgecolor": GREY}
+    green = {"facecolor": GREEN_TINT, "edgecolor": GREEN}
+    box(axes, 0.4, 5.05, 2.8, 0.4, "ids  (B, T)", **grey)
+    box(axes, 0.4, 4.45, 2.8, 0.4, f"embedding  {embedding:,}", **green)
+    box(axes, 0.4, 0.75, 2.8, 0.4, "norm, then the embedding", **green)
+    box(axes, 0.4, 0.1, 2.8, 0.4, f"logits  (B, T, {config.vocab_size:,})", **grey)
     return axes.figure

@@ -1,36 +1,117 @@
-"""A run while it goes on: its bar and its curve, drawn anew every few seconds."""
+"""A run while it goes on: bar, figures, curves, and a story by its newest checkpoint, in one display drawn anew every few seconds."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from IPython.display import display
+from tqdm import tqdm
 
-from tinystories_lab.notebook.curves import loss_curve
-from tinystories_lab.runlog import Row, read_log, with_progress
+from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, model_of
+from tinystories_lab.estimate import duration
+from tinystories_lab.generate import PROMPTS, tell
+from tinystories_lab.model import GPTConfig
+from tinystories_lab.notebook.curves import run_curves
+from tinystories_lab.notebook.show import cards, code, facts, picture, stack
+from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.runlog import Row, read_log
+from tinystories_lab.tokenizer import load_tokenizer
 
 REFRESH_SECONDS = 5.0  # faster updates freeze a browser
+STORY_SECONDS = 20.0
+STORY_TOKENS = 80
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # fits a phone
 
 
 class LiveRun:
-    """Iterate over a run's rows while a text bar and one figure, drawn anew every few seconds, follow them.
+    """Iterate over the rows of `train` while one display follows them; leaving the loop closes `rows`, which saves the run.
 
-    `log_path` is the run's loss.jsonl, so the curve shows earlier sessions too. Leaving the loop closes `rows`, which
-    saves the run.
+    What it shows comes from the files in `run_dir`, so the curves have the earlier sessions in them.
     """
 
-    def __init__(self, rows: Iterator[Row], log_path: str | Path, total_steps: int, vocab_size: int) -> None:
-        self.rows, self.log_path = rows, log_path
-        self.total_steps, self.vocab_size = total_steps, vocab_size
+    def __init__(
+        self, rows: Iterator[Row], run_dir: str | Path, model_config: GPTConfig, train_config: TrainConfig
+    ) -> None:
+        self.rows, self.run_dir = rows, Path(run_dir)
+        self.vocab_size, self.config = model_config.vocab_size, train_config
+        self._row: Row | None = None
+        self._first_step, self._started = 0, 0.0  # of this session
+        self._story, self._told = ("a story", "comes with the first checkpoint"), (0, -STORY_SECONDS)
+        self._display = None
 
     def __iter__(self) -> Iterator[Row]:
-        handle, drawn = None, 0.0
-        for row in with_progress(self.rows, self.total_steps):
-            if time.monotonic() - drawn > REFRESH_SECONDS or row["step"] == self.total_steps:
-                figure = loss_curve(read_log(self.log_path), self.vocab_size)
-                if handle:
-                    handle.update(figure)
-                else:
-                    handle = display(figure, display_id=True)
-                drawn = time.monotonic()
-            yield row
+        drawn, state = -REFRESH_SECONDS, "stopped by what stands below"
+        try:
+            for row in self.rows:
+                if self._row is None:
+                    self._first_step, self._started = row.get("resumed_from", 0), time.monotonic()
+                self._row = row
+                if time.monotonic() - drawn > REFRESH_SECONDS:
+                    self._draw("training")
+                    drawn = time.monotonic()
+                yield row
+            state = "finished"
+        except (KeyboardInterrupt, GeneratorExit):
+            state = "stopped and saved; run this cell again to go on"
+            raise
+        finally:
+            self.rows.close()  # only now is it saved
+            if self._row is not None:
+                self._draw(state)
+
+    def _draw(self, state: str) -> None:
+        step, total = self._row["step"], self.config.total_steps
+        seconds = time.monotonic() - self._started
+        bar = tqdm.format_meter(step, total, seconds, ncols=48, initial=self._first_step, bar_format=BAR)
+        self._tell(at_once=state != "training")
+        rows = read_log(self.run_dir / "loss.jsonl")
+        curves = run_curves(rows, self.vocab_size, self.config)
+        saved = self.run_dir / "last.pt"
+        age = time.time() - saved.stat().st_mtime if saved.exists() else None
+        page = stack(
+            code(bar),
+            facts({"the run": state} | figures_of(self._row, rows, age)),
+            picture(curves, f"loss and learning rate up to step {step:,}"),
+            cards([self._story]),
+        )
+        if self._display is None:
+            self._display = display(page, display_id=True)
+        else:
+            self._display.update(page)
+
+    def _tell(self, at_once: bool) -> None:
+        """A story by the newest last.pt, if there is a new one and, unless `at_once`, the last story was told some time ago."""
+        path = self.run_dir / "last.pt"
+        written, at = self._told
+        waits = time.monotonic() - at < STORY_SECONDS and not at_once
+        if waits or not path.exists() or path.stat().st_mtime_ns == written:
+            return
+        try:
+            written = path.stat().st_mtime_ns
+            checkpoint = load_checkpoint(path, MODEL_KEYS)
+            tokenizer = load_tokenizer(self.run_dir / "tokenizer.json")
+        except (OSError, ValueError):
+            return  # a disk in trouble: `train` says so, and goes on
+        told = tell(model_of(checkpoint), tokenizer, PROMPTS[0], STORY_TOKENS, seed=0)
+        ending = "" if told["ended"] else " ..."
+        self._story = (f"told by the model of step {checkpoint['step']:,}", told["story"] + ending)
+        self._told = written, time.monotonic()
+
+
+def figures_of(row: Row, rows: Sequence[Row], seconds_since_save: float | None) -> dict[str, str]:
+    """What to read beside the curves: of the newest `row`, of all `rows`, and how long ago last.pt was written, if ever."""
+    validated = [row for row in rows if "val_loss" in row]
+    figures = {"train loss": f"{row['train_loss']:.3f}"}
+    if validated:
+        figures["validation loss"] = f"{validated[-1]['val_loss']:.3f} at step {validated[-1]['step']:,}"
+    figures |= {
+        "learning rate": f"{row['lr']:.2g}",
+        "tokens a second": f"{row['tokens_per_second']:,}",
+        "left": duration(row["eta_seconds"]) if row["eta_seconds"] else "nothing",
+        "saved": "not yet" if seconds_since_save is None else f"{duration(seconds_since_save)} ago",
+    }
+    if "mirrored_step" in row:
+        figures["mirrored"] = "not yet" if row["mirrored_step"] is None else f"to step {row['mirrored_step']:,}"
+    if row["skipped_updates"]:
+        figures["skipped updates"] = f"{row['skipped_updates']:,}"
+    return figures

@@ -1,38 +1,146 @@
-"""A model to play with: prompt, sliders, and the story they give."""
+"""A model to play with: it tells while you watch, and shows at every token what else it might have said.
+
+How it streams. A kernel runs one widget callback at a time, so a Tell that told to the end would not hear Stop; and what
+a thread sends after its cell is done does not reach every front end (Colab: googlecolab/colabtools issue 3373). So the
+browser keeps time: a callback tells for a moment and raises `pulse`, a `jslink` copies that to `echo` in the browser,
+and the change of `echo` comes back as a message of its own, behind whatever was pressed meanwhile. The link copies once
+as soon as it is displayed; where nothing ever came back there is no browser, and Tell tells the whole story at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import ipywidgets as widgets
 from tokenizers import Tokenizer
 
-from tinystories_lab.generate import NEW_TOKENS, PROMPTS, tell
+from tinystories_lab.generate import NEW_TOKENS, PROMPTS
 from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook.show import prose
+from tinystories_lab.notebook.telling import begin, odds_html, story_html, tell_in_beats
 from tinystories_lab.sampling import TEMPERATURE, TOP_K
 
-WIDE = widgets.Layout(width="95%", max_width="640px")
-WIDE_LABEL = {"description_width": "90px"}
+BEAT = 0.1  # seconds of telling between two looks at what was pressed
+TOP_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200)
+COLUMN = {"flex": "1 1 18em", "min_width": "0", "max_width": "40em", "margin": "0 1em 0 0", "overflow": "visible"}
+SIDE_BY_SIDE = {"flex_flow": "row wrap", "align_items": "flex-start", "overflow": "visible"}
+HTML_LAYOUT = {"width": "auto", "overflow": "visible"}
 
 
 def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:
-    """Prompt, sliders for temperature and top_k, and the story they give; it is told anew whenever a value changes."""
-    prompt = widgets.Combobox(PROMPTS[0], options=PROMPTS, description="prompt", ensure_option=False)
-    temperature = widgets.FloatSlider(TEMPERATURE, min=0, max=1.5, step=0.1, description="temperature")
-    top_k = widgets.IntSlider(TOP_K, min=1, max=200, description="top_k")
-    seed = widgets.IntSlider(0, min=0, max=99, description="seed")
-    story = widgets.HTML()
-    controls = (prompt, temperature, top_k, seed)
-    for control in controls:
-        control.layout, control.style, control.continuous_update = WIDE, WIDE_LABEL, False
+    """A prompt, sliders, Tell and Stop; the story as it is told; and the odds of what follows, at any token of it.
 
-    def tell_again(change: dict | None = None) -> None:
-        settings = {"temperature": temperature.value, "top_k": top_k.value, "seed": seed.value}
-        try:
-            told = tell(model, tokenizer, prompt.value, NEW_TOKENS, **settings)
-            text = told["story"] + ("" if told["ended"] else " ...")
-        except ValueError as error:
-            text = str(error)
-        story.value = prose(text).data
+    Each control has a class of its own: playground-prompt, -temperature, -top_k, -top_p, -length, -seed, -tell, -stop,
+    -said, -story, -token, -odds. Errors are said in the widget.
+    """
+    every = model.config.vocab_size
+    top_ks = [(str(k), k) for k in TOP_KS if k < every] + [("all", every)]
+    controls = {
+        "prompt": widgets.Combobox(value=PROMPTS[0], options=PROMPTS, ensure_option=False),
+        "temperature": widgets.FloatSlider(value=TEMPERATURE, min=0, max=1.5, step=0.05),
+        "top_k": widgets.SelectionSlider(value=TOP_K, options=top_ks),
+        "top_p": widgets.FloatSlider(value=1, min=0.05, max=1, step=0.05),
+        "length": widgets.IntSlider(value=NEW_TOKENS, min=10, max=500, step=10),
+        "seed": widgets.IntSlider(value=0, min=0, max=99),
+        "token": widgets.IntSlider(value=0, min=0, max=1),
+    }
+    for name, control in controls.items():
+        control.description, control.continuous_update = name, False
+        control.layout.width, control.style.description_width = "auto", "6.5em"
+    prompt, temperature, top_k, top_p, length, seed, walk = controls.values()
+    tell = widgets.Button(description="Tell", button_style="primary")
+    stop = widgets.Button(description="Stop")
+    said, story, odds = (widgets.HTML(layout=HTML_LAYOUT) for _ in range(3))
+    pulse, echo = (widgets.IntText(value=beat, layout={"display": "none"}) for beat in (1, 0))
+    widgets.jslink((pulse, "value"), (echo, "value"))
+    told, how, beats = begin(tokenizer, prompt.value), "", iter(())
 
-    for control in controls:
-        control.observe(tell_again, "value")
-    tell_again()
-    return widgets.VBox([*controls, story])
+    def shaping() -> dict[str, Any]:
+        """What shapes the odds; a top_p of 1 leaves nothing out."""
+        top_p_or_off = top_p.value if top_p.value < 1 else None
+        return {"temperature": temperature.value, "top_k": top_k.value, "top_p": top_p_or_off}
+
+    def show_odds(change: Any = None) -> None:
+        odds.value = odds_html(model, tokenizer, told, walk.value, **shaping())
+
+    def show_story(change: Any = None) -> None:
+        tell.disabled, stop.disabled, walk.disabled = not told.ended, bool(told.ended), not (told.ended and told.count)
+        said.value = prose(
+            f"{how}: {told.count} tokens{f'. {told.ended}' if told.ended else ' so far'}" if how else told.ended
+        ).data
+        story.value = story_html(tokenizer, told, walk.value)
+
+    def step(change: Any = None) -> None:
+        """To another token of the story."""
+        show_story()
+        show_odds()
+
+    def walk_to(place: int) -> None:
+        """Set the slider to a token of the story without another round of drawing."""
+        walk.unobserve(walked, "value")
+        walk.max = max(1, told.count)
+        walk.value = place
+        walk.observe(walked, "value")
+
+    def come_to_rest() -> None:
+        """At the first token told, whence one walks on."""
+        walk_to(min(1, told.count))
+        step()
+
+    def tell_on(change: Any = None) -> None:
+        """Tell for a moment, then wait for the browser to come back: what was pressed meanwhile comes before it."""
+        nonlocal told
+        if change and echo.value != pulse.value:
+            return  # a second window on the same notebook, or a browser that is late
+        for told in beats:
+            come_to_rest() if told.ended else show_story()
+            if echo.value:  # a browser is there
+                pulse.value += 1
+                return
+
+    def start(button: Any) -> None:
+        nonlocal told, how, beats
+        told, settings = begin(tokenizer, prompt.value), shaping() | {"seed": seed.value}
+        how = f"temperature {temperature.value:.2f}, top_k {top_k.label}, top_p {top_p.value:.2f}, seed {seed.value}"
+        beats = tell_in_beats(model, tokenizer, prompt.value, length.value, BEAT, **settings)
+        walk_to(0)
+        show_odds()
+        tell_on()
+
+    def stop_telling(button: Any, why: str = "You stopped it.") -> None:
+        nonlocal told, beats
+        told, beats = replace(told, ended=told.ended or why), iter(())
+        come_to_rest()
+
+    def new_prompt(change: Any) -> None:
+        nonlocal told, how
+        told, how = begin(tokenizer, prompt.value), ""
+        stop_telling(None, "Not told yet: press Tell.")
+
+    def heard(callback: Callable[[Any], None]) -> Callable[[Any], None]:
+        """The same callback, whose errors are said in the widget."""
+
+        def safely(change: Any = None) -> None:
+            try:
+                callback(change)
+            except Exception as error:
+                tell.disabled, stop.disabled = False, True
+                said.value = prose(str(error).partition("\n")[0] or type(error).__name__).data
+
+        return safely
+
+    walked = heard(step)
+    walk.observe(walked, "value")
+    for control in (temperature, top_k, top_p):
+        control.observe(heard(show_odds), "value")
+    prompt.observe(heard(new_prompt), "value")
+    echo.observe(heard(tell_on), "value")
+    tell.on_click(heard(start))
+    stop.on_click(heard(stop_telling))
+    for name, part in {**controls, "tell": tell, "stop": stop, "said": said, "story": story, "odds": odds}.items():
+        part.add_class(f"playground-{name}")
+    heard(start)()
+    buttons = widgets.HBox([tell, stop])
+    left = widgets.VBox([prompt, temperature, top_k, top_p, length, seed, buttons, said, story], layout=COLUMN)
+    right = widgets.VBox([walk, odds], layout=COLUMN)
+    return widgets.VBox([widgets.HBox([left, right], layout=SIDE_BY_SIDE), pulse, echo])

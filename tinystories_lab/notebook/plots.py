@@ -29,9 +29,9 @@ def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def name_lines(axes: Axes) -> None:
-    """The legend, of what has a label."""
-    axes.legend(frameon=False, fontsize=11)
+def name_lines(axes: Axes, loc: str = "best") -> None:
+    """The legend, of what has a label; lines behind it stay visible."""
+    axes.legend(fontsize=11, edgecolor="none", framealpha=0.7, loc=loc)
 
 
 def histogram(

@@ -1,30 +1,72 @@
-"""Stories to rate, and the file that keeps what was said of them."""
+"""Stories to rate, one at a time and blind, and what the ratings come to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ipywidgets as widgets
 
-from tinystories_lab.notebook.show import prose
-from tinystories_lab.review import RATED
-from tinystories_lab.runlog import append_row
+from tinystories_lab.notebook.show import prose, table
+from tinystories_lab.ratings import BEST, RATED, average_ratings, save_rating, unrated
+from tinystories_lab.runlog import read_rows
+
+SHOWN_WORDS = 6
+WIDE = widgets.Layout(width="95%", max_width="640px")
 
 
-def rating_form(stories: Sequence[str], path: str | Path) -> widgets.VBox:
-    """Rate stories from 0 to 5 for grammar, coherence and fun; Save appends them to ratings.jsonl."""
-    sliders = [
-        {question: widgets.IntSlider(3, min=0, max=5, description=question) for question in RATED} for _ in stories
+def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str = "me") -> widgets.VBox:
+    """One story of a `blind_deck` at a time, three sliders and Next, which saves that story's marks at once in `path`.
+
+    After the last one it says which stories were real, and shows the averages. What this rater has rated before is not
+    asked again.
+    """
+    where, story, said = widgets.HTML(), widgets.HTML(), widgets.HTML()
+    sliders = {question: widgets.IntSlider(3, min=0, max=BEST, description=question, layout=WIDE) for question in RATED}
+    following = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
+    form = widgets.VBox([where, story, *sliders.values(), following, said])
+    for name, part in {
+        "form": form,
+        "where": where,
+        "story": story,
+        "next": following,
+        "said": said,
+        **sliders,
+    }.items():
+        part.add_class(f"rating-{name}")
+    left = unrated(deck, path, rater)
+
+    def show() -> None:
+        if not left:
+            where.value = prose(
+                f"All {len(deck)} stories are rated, and the ratings are in {path}. Which were real:"
+            ).data
+            story.value = table(marks_of(deck, path, rater)).data + table(average_ratings(path)).data
+            form.children = [where, story]
+            return
+        where.value = prose(f"story {len(deck) - len(left) + 1} of {len(deck)}").data
+        story.value = prose(left[0]["story"]).data
+
+    def save(button: widgets.Button) -> None:
+        try:
+            save_rating(path, left[0], {question: slider.value for question, slider in sliders.items()}, rater)
+        except (OSError, ValueError) as error:
+            said.value = prose(f"not saved ({error}): press Next again").data
+            return
+        del left[0]
+        said.value = ""
+        for slider in sliders.values():
+            slider.value = 3
+        show()
+
+    following.on_click(save)
+    show()
+    return form
+
+
+def marks_of(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) -> list[dict[str, object]]:
+    """How each story of the deck begins, by whom it is, and this rater's marks."""
+    rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
+    return [
+        {"story": " ".join(card["story"].split()[:SHOWN_WORDS]) + " ...", "by": card["by"]}
+        | {question: rated[card["story"]][question] for question in RATED}
+        for card in deck
     ]
-    save, said = widgets.Button(description="Save the ratings"), widgets.HTML()
-
-    def save_ratings(button: widgets.Button) -> None:
-        for story, row in zip(stories, sliders, strict=True):
-            append_row(path, {"story": story, **{question: slider.value for question, slider in row.items()}})
-        said.value = prose(f"{len(stories)} ratings saved in {path}").data
-
-    save.on_click(save_ratings)
-    parts = [
-        widgets.VBox([widgets.HTML(prose(story).data), *row.values()])
-        for story, row in zip(stories, sliders, strict=True)
-    ]
-    return widgets.VBox([*parts, save, said])

@@ -3,10 +3,15 @@
 Everything takes the page's own text colour, so that it reads on light and on dark.
 """
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
+from io import BytesIO
 
 from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from tinystories_lab.report import shown
 
 LINE = "1px solid rgba(128, 128, 128, 0.45)"
 # Okabe and Ito's colours, thin enough that black and white text both stand out on them.
@@ -18,6 +23,11 @@ PROSE = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45"
 def prose(text: str) -> HTML:
     """A text as it was written, line breaks and all; nothing in it is taken for HTML."""
     return HTML(f'<div style="{PROSE}; max-width: 40em">{escape(text)}</div>')
+
+
+def code(text: str) -> HTML:
+    """Letters of one width."""
+    return HTML(f'<pre style="overflow-x: auto; margin: 0; background: none">{escape(text)}</pre>')
 
 
 def cards(texts: Sequence[tuple[str, str]]) -> HTML:
@@ -55,6 +65,30 @@ def bars(rows: Sequence[tuple[str, float, float]]) -> HTML:
     return HTML(f'<div style="max-width: 34em">{"".join(lines)}</div>')
 
 
+def facts(named: Mapping[str, str]) -> HTML:
+    """What is the case, in few words each under its name, side by side as far as the page is wide."""
+    shown = (
+        f'<div><div style="opacity: 0.75; font-size: 85%">{escape(name)}</div><b>{escape(value)}</b></div>'
+        for name, value in named.items()
+    )
+    return HTML(
+        f'<div style="display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; max-width: 44em">{"".join(shown)}</div>'
+    )
+
+
+def picture(figure: Figure, says: str) -> HTML:
+    """A figure as part of a page, no wider than it; `says` is for those who cannot see it."""
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    data = b64encode(file.getvalue()).decode()
+    return HTML(f'<img alt="{escape(says)}" style="max-width: 100%" src="data:image/png;base64,{data}">')
+
+
+def stack(*pieces: HTML) -> HTML:
+    """Pieces below one another."""
+    return HTML("".join(f'<div style="margin: 0.5em 0">{piece.data}</div>' for piece in pieces))
+
+
 def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     """Rows with the same keys, which head the columns; numbers stand to the right."""
     cell = f"padding: 0.25em 0.7em; border-bottom: {LINE}"
@@ -70,10 +104,3 @@ def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     return HTML(
         f'<div style="overflow-x: auto"><table style="border-collapse: collapse"><tr>{head}</tr>{body}</table></div>'
     )
-
-
-def shown(value: object) -> str:
-    """A cell's text: whole numbers with thousands set apart, others to three digits."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"

@@ -1,0 +1,177 @@
+"""The path of a Colab learner through all five notebooks, over three machines: one is taken away, two begin empty."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from kernels import SMALL, kernels_start_with
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+
+from notebooks import NOTEBOOKS, ROOT, repository
+
+COLAB = """
+from pathlib import Path
+from tinystories_lab.notebook import colab
+colab.COLAB_ROOT, colab.DRIVE = Path({content!r}, "tinystories_lab"), Path({content!r}, "drive")
+"""
+# google.colab.drive: the mount goes with the machine, what is stored there stays.
+DRIVE = """
+from pathlib import Path
+
+def mount(mountpoint, force_remount=False):
+    Path(mountpoint).mkdir(exist_ok=True)
+    if not Path(mountpoint, "MyDrive").exists():
+        Path(mountpoint, "MyDrive").symlink_to({storage!r})
+
+def flush_and_unmount():
+    Path({content!r}, "drive", "MyDrive").unlink()
+"""
+# A machine taken away in training, once something is on Drive: not between steps or saves, but whenever it happens.
+TAKEN_AWAY = """
+import os, signal, threading, time
+
+def says(path, text):
+    return path.exists() and text in path.read_text()
+
+def wait_for_the_end():
+    run = Path("runs", "toyland-tiny")
+    while not (
+        says(colab.COLAB_ROOT / run / "loss.jsonl", '"step": 90')
+        and says(colab.DRIVE / "MyDrive" / "tinystories_lab" / run / "manifest.json", '"step"')
+    ):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=wait_for_the_end, daemon=True).start()
+"""
+GIT = """#!/bin/sh
+echo "git $*" >>{log}
+for folder; do :; done
+mkdir "$folder" && cd {root} && cp -r colab_setup.sh pyproject.toml requirements.txt tinystories_lab "$folder"
+"""
+PYTHON = """#!/bin/sh
+case "$*" in
+    "-m pip"*) echo "pip ${{*#-m pip }}" >>{log} ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+
+
+class Learner:
+    """Runs notebooks as they stand, in kernels whose /content, Drive, git and pip are stand-ins below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.content, self.storage, self.log = folder / "content", folder / "storage", folder / "installed.log"
+        self.storage.mkdir()
+        self.folder, self.machines = folder, 0
+        places = {"log": self.log, "root": ROOT, "python": sys.executable}
+        for path, text in {
+            "tools/git": GIT.format(**places),
+            "tools/python3": PYTHON.format(**places),
+            "modules/google/__init__.py": "",
+            "modules/google/colab/__init__.py": "",
+            "modules/google/colab/drive.py": DRIVE.format(content=str(self.content), storage=str(self.storage)),
+        }.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+            (folder / path).chmod(0o755)
+
+    def new_machine(self) -> None:
+        shutil.rmtree(self.content, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
+        self.content.mkdir()
+
+    def opens(self, name: str, *scripts: str) -> str:
+        """Run all cells of a notebook; returns all that it said."""
+        self.machines += 1
+        here = COLAB.format(content=str(self.content))
+        environment = kernels_start_with(self.folder / f"ipython-{self.machines}", SMALL, here, *scripts)
+        environment |= {
+            "COLAB_RELEASE_TAG": "release",
+            "TINYSTORIES_LAB_WORKSPACE": "",
+            "PATH": f"{self.folder / 'tools'}:{os.environ['PATH']}",
+            "PYTHON": "python3",
+            "PYTHONPATH": f"{self.folder / 'modules'}:{ROOT}",
+        }
+        (path,) = (path for path in NOTEBOOKS if path.stem.startswith(name))
+        text = path.read_text(encoding="utf-8").replace("/content/", f"{self.content}/")
+        notebook = nbformat.reads(text.replace(repository(), "ada/my-copy"), as_version=4)
+        NotebookClient(notebook, resources={"metadata": {"path": str(self.content)}}).execute(
+            env={**os.environ, **environment}
+        )
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        return "\n".join(output.get("text") or str(output.get("data")) for output in outputs)
+
+    def on_drive(self) -> list[str]:
+        return sorted(str(path.relative_to(self.storage)) for path in self.storage.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    return Learner(tmp_path_factory.mktemp("colab"))
+
+
+@pytest.fixture(scope="module")
+def first_machine(learner):
+    """Notebooks 1 to 3; it is taken away in training, with all files."""
+    learner.new_machine()
+    said = [learner.opens("01"), learner.opens("02")]
+    with pytest.raises(DeadKernelError):
+        learner.opens("03", TAKEN_AWAY)
+    return said, learner.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def second_machine(learner, first_machine):
+    """Notebooks 3 to 5, on an empty one."""
+    learner.new_machine()
+    return [learner.opens("03"), learner.opens("04"), learner.opens("05")], learner.on_drive()
+
+
+@pytest.fixture(scope="module")
+def third_machine(learner, second_machine):
+    """Another day, on another empty one: the last notebook alone."""
+    learner.new_machine()
+    return learner.opens("05"), learner.on_drive()
+
+
+def test_the_set_up_cell_clones_once_and_installs_beside_what_colab_ships(learner, first_machine):
+    said, log = first_machine
+    assert (
+        "installed tinystories_lab into Colab's Python" in said[0] and "nothing that Colab ships was changed" in said[0]
+    )
+    assert "colab_setup.sh" not in said[1], "once a machine is enough"
+    clone, listed, installed = log.splitlines()
+    assert clone == f"git clone --quiet --depth 1 https://github.com/ada/my-copy {learner.content}/lab"
+    assert listed.startswith("pip list") and installed.startswith("pip install --quiet --constraint ")
+
+
+def test_a_machine_taken_away_in_training_costs_minutes_on_the_next_one(second_machine):
+    (training, *_), _ = second_machine
+    assert "fetched the run from " in training
+    resumed = re.search(r"resumed at step (\d+), saved \d+ seconds ago, (\d+) steps lost at most", training)
+    assert 0 < int(resumed[1]) < 150
+    assert "mirrored=to step" in training and "mirrored to step 150" in training and "flush=True" in training
+
+
+def test_the_other_notebooks_find_the_run_on_the_same_machine(second_machine):
+    (_, generate, retrospective), _ = second_machine
+    assert not any("fetched the run from" in said for said in (generate, retrospective))
+    assert "mirrored to step 150" in generate
+
+
+def test_the_last_notebook_opens_first_on_an_empty_machine_and_is_served_from_drive(third_machine):
+    said, _ = third_machine
+    assert "fetched the run from " in said and "mirrored to step 150" in said
+
+
+def test_drive_holds_the_same_few_files_whatever_happened(second_machine, third_machine):
+    _, before = second_machine
+    _, after = third_machine
+    assert before == after and len(after) < 20, after
+    assert {path.split("/")[0] for path in after} == {"tinystories_lab"}, "all in one folder"

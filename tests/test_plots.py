@@ -1,0 +1,67 @@
+"""Figures: titled, labelled, and drawn of what was given."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from tinystories_lab.notebook import curves, plots
+from tinystories_lab.recipe import TrainConfig
+
+ROWS = [
+    {"step": s, "tokens": s * 100, "train_loss": 6 / s, **({"val_loss": 6.5 / s} if s > 1 else {})} for s in (1, 2, 3)
+]
+FIGURES = {
+    "loss_curve": lambda: curves.loss_curve(ROWS, 1_000),
+    "loss_curve before any evaluation": lambda: curves.loss_curve(ROWS[:1], 1_000),
+    "loss_curve beside the chapter's": lambda: curves.loss_curve(ROWS, 8_000, book=True),
+    "lr_curve": lambda: curves.lr_curve(TrainConfig()),
+    "run_curves": lambda: curves.run_curves(ROWS, 1_000, TrainConfig()),
+    "pattern_curves": lambda: curves.pattern_curves({"one": ROWS, "other": ROWS[:1], "third": ROWS}, 1_000),
+    "histogram of whole numbers": lambda: plots.histogram([1, 2, 2, 300], "How many?", "words", 2, "median"),
+    "histogram of one value": lambda: plots.histogram([0.5], "How many?", "ratio"),
+    "bars": lambda: plots.bars({"a": 1.0, "b": 2.0}, "Which?", "share"),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_has_a_title_and_labelled_axes_and_draws(name, tmp_path):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].get_title() and figure.axes[0].has_data()
+    assert any(axes.get_xlabel() for axes in figure.axes)
+    figure.savefig(tmp_path / "figure.png")
+
+
+def test_the_curve_shows_where_a_run_was_resumed():
+    rows = [row | ({"resumed_from": row["step"] - 1} if row["step"] > 1 else {}) for row in ROWS]
+    axes = curves.loss_curve(rows, 1_000).axes[0]
+    lines = [line for line in axes.lines if list(line.get_xdata()) in ([1, 1], [2, 2])]
+    assert len(lines) == 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()].count("resumed") == 1
+    assert "resumed" not in str(
+        [text.get_text() for text in curves.loss_curve(ROWS, 1_000).axes[0].get_legend().get_texts()]
+    )
+
+
+def test_the_running_mean_of_a_straight_line_is_that_line():
+    line = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0]
+    assert curves.smoothed(line) == line and curves.smoothed([5.0]) == [5.0]
+    assert curves.smoothed([0, 0, 0, 5, 0, 0, 0]) == [0, 0, 1, 1, 1, 0, 0]
+
+
+def test_the_chapters_curve_stands_at_the_same_share_of_the_run():
+    figure = curves.run_curves(ROWS, 1_000, TrainConfig(total_steps=600, warmup_steps=10))
+    chapter = next(line for line in figure.axes[0].lines if "chapter" in str(line.get_label()))
+    assert dict(zip(*chapter.get_data(), strict=True))[600] == 2.45
+    assert dict(zip(*chapter.get_data(), strict=True))[50] == 4.20  # its step 1,000 of 12,000
+
+
+def test_several_small_curves_share_their_scale_and_one_legend():
+    figure = curves.pattern_curves({"one": ROWS, "other": ROWS, "third": ROWS}, 1_000)
+    assert [axes.get_title() for axes in figure.axes] == ["one", "other", "third", ""]
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    assert [bool(axes.get_legend()) for axes in figure.axes] == [False, False, False, True]
+
+
+def test_every_value_is_counted_once_in_a_histogram():
+    values = [60, 61, 75, 75, 180]
+    assert sum(bar.get_height() for bar in plots.histogram(values, "How many?", "words").axes[0].patches) == len(values)

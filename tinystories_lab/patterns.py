@@ -1,0 +1,56 @@
+"""The five ways a run goes, each provoked on purpose: real training of a small model, in seconds."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tinystories_lab.model import GPTConfig
+from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.runlog import Row
+from tinystories_lab.tokenizer import BinInfo
+from tinystories_lab.trainer import train
+
+SEQ_LEN = 128
+RECIPE = {"batch_size": 2, "seq_len": SEQ_LEN, "total_steps": 120, "warmup_steps": 10, "peak_lr": 1e-2}
+RECIPE |= {"optimizer": "muon", "matrix_lr": 1e-2}
+CADENCE = {"log_every": 1, "eval_every": 20, "eval_batches": 8, "save_every": 1_000, "keep_every": 1_000}
+# What is done to the run, in words, and which choices that changes.
+PATTERNS = {
+    "healthy": ("nothing", {}),
+    "diverging": ("learning rates 200 times as high", {"peak_lr": 2.0, "matrix_lr": 2.0}),
+    "stuck": ("learning rates a ten-thousandth", {"peak_lr": 1e-6, "matrix_lr": 1e-6}),
+    "spiking": ("data with rubbish in it", {}),
+    "overfitting": ("data of a dozen stories' length", {}),
+}
+
+
+def provoke(pattern: str, data_dir: str | Path) -> list[Row]:
+    """Train a small model on the beginning of `data_dir`'s stories so that its curve shows `pattern`; returns its log rows.
+
+    Works in a folder of its own, which goes afterwards. Raises KeyError for a name that is not in PATTERNS,
+    FileNotFoundError where there is no data.
+    """
+    _, changes = PATTERNS[pattern]
+    data_dir = Path(data_dir)
+    info = BinInfo.of(data_dir / "train.bin")
+    if info is None:
+        raise FileNotFoundError(f"there is no data in {data_dir}: run 02_tokenizer (or `tokenizer` in the shell) first")
+    ids = np.fromfile(data_dir / "train.bin", np.uint16, count=100_000)
+    if pattern == "spiking":
+        random = np.random.default_rng(0)
+        for start in range(len(ids) // 10, len(ids), len(ids) // 10):  # too long for a window to escape
+            ids[start : start + 3 * SEQ_LEN] = random.integers(
+                2, info.vocab_size, len(ids[start : start + 3 * SEQ_LEN])
+            )
+    if pattern == "overfitting":
+        ids = ids[: 16 * SEQ_LEN]
+    with tempfile.TemporaryDirectory() as folder:
+        data, run = Path(folder, "data"), Path(folder, "run")
+        data.mkdir()
+        ids.tofile(data / "train.bin")
+        for name in ("val.bin", "tokenizer.json"):
+            shutil.copy(data_dir / name, data)
+        model = GPTConfig(info.vocab_size, n_layer=2, n_head=2, d_model=64, max_len=SEQ_LEN)
+        return list(train(run, data, model, TrainConfig(**{**RECIPE, **CADENCE, **changes})))
