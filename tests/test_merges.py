@@ -15,7 +15,7 @@ from tinystories_lab.toyland import tell_stories
 
 CORPUS = [*tell_stories(400), *["Zoë drank a café au lait in a café. Zoë sang."] * 50]
 BYTES_AND_SPECIALS = 258
-TEXT = st.text() | st.sampled_from(CORPUS) | st.text(alphabet="Zoë cafélnd hte\n")
+TEXT = st.text() | st.sampled_from(CORPUS) | st.text(alphabet="Zoë cafélnd the\n")
 
 
 @pytest.fixture(scope="module")
