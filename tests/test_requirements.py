@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -45,49 +46,17 @@ def test_training_and_telling_import_nothing_that_only_other_stages_need():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_modules_import_only_what_stands_above_them():
-    order = [
-        "toyland",
-        "files",
-        "copies",
-        "sources",
-        "stories",
-        "encode",
-        "tokenizer",
-        "loader",
-        "merges",
-        "attention",
-        "model",
-        "recipe",
-        "device",
-        "ranks",
-    ]
-    order += [
-        "session",
-        "checkpoint",
-        "mirror",
-        "runlog",
-        "state",
-        "step",
-        "keeper",
-        "trainer",
-        "patterns",
-        "sampling",
-        "generate",
-        "odds",
-        "metrics",
-        "reciting",
-        "ratings",
-        "review",
-        "presets",
-    ]
-    order += ["compare", "report", "estimate", "stages", "__main__"]
+def test_the_readme_names_every_module_and_none_imports_what_stands_below_it():
+    rows = re.findall(r"^\| (`tinystories_lab/.*)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    *order, (_, *in_notebook) = (re.findall(r"`(?:tinystories_lab/)?(\w+)(?:\.py|/)`", row) for row in rows)
+    order = list(chain.from_iterable(order))
     for position, name in enumerate(order):
         text = (ROOT / "tinystories_lab" / f"{name}.py").read_text()
         imports = re.findall(r"^from tinystories_lab\.(\w+) import", text, re.MULTILINE)
         below = [other for other in imports if order.index(other) >= position]
         assert not below, f"{name} imports {below}, which stand below it"
-    assert {path.stem for path in (ROOT / "tinystories_lab").glob("*.py")} == {*order, "__init__"}
+    for folder, named in ((ROOT / "tinystories_lab", order), (ROOT / "tinystories_lab" / "notebook", in_notebook)):
+        assert sorted({path.stem for path in folder.glob("*.py")} - {"__init__"}) == sorted(named)
 
 
 def test_ruff_finds_nothing():
