@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from tinystories_lab.notebook.show import prose, table
+from tinystories_lab.notebook.show import prose, stack, table
 from tinystories_lab.ratings import BEST, RATED, average_ratings, save_rating, unrated
 from tinystories_lab.runlog import read_rows
 
@@ -31,7 +31,7 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     def show() -> None:
         if not left:
             where.value = prose(f"All {len(deck)} stories are rated, and the ratings are in {path}").data
-            story.value = table(marks_of(deck, path, rater)).data + table(average_ratings(path)).data
+            story.value = stack(table(marks_of(deck, path, rater)), table(average_ratings(path))).data
             form.children = [where, story]
             return
         where.value = prose(f"story {len(deck) - len(left) + 1} of {len(deck)}").data
