@@ -41,17 +41,18 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 def loss_curve(rows: Sequence[Row], vocab_size: int, book: bool = False) -> Figure:
     """The losses by step; with `book`, by tokens read, on a logarithmic axis, beside the chapter's run."""
+    x = "tokens" if book else "step"
+    figure = new_figure(f"Loss by {x} read" if book else "Loss by step", "tokens read" if book else "step", LOSS)
+    draw_loss(figure.axes[0], rows, vocab_size, x)
     if not book:
-        figure = new_figure("Loss by step", "step", LOSS)
-        draw_loss(figure.axes[0], rows, vocab_size)
-    else:
-        figure = new_figure("Loss by tokens read", "tokens read", LOSS)
-        draw_loss(figure.axes[0], rows, vocab_size, "tokens")
-        steps, chapter = zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True)
-        tokens = [max(1, step) * BOOK_RESULTS["tokens_per_step"] for step in steps]
-        figure.axes[0].plot(tokens, chapter, "s--", markersize=4, color=GREEN, label="the chapter's run")
-        figure.axes[0].set_xscale("log")
-    name_lines(figure.axes[0], loc="lower left" if book else "best")
+        name_lines(figure.axes[0])
+        return figure
+    steps, chapter = zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True)
+    tokens = [max(1, step) * BOOK_RESULTS["tokens_per_step"] for step in steps]
+    figure.axes[0].plot(tokens, chapter, "s--", markersize=4, color=GREEN, label="the chapter's run")
+    figure.axes[0].set_xscale("log")
+    figure.set_figheight(1.2 * HEIGHT)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=11)  # inside there is no room for both
     return figure
 
 
