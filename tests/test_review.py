@@ -2,22 +2,17 @@
 
 import json
 import math
-from statistics import fmean
 
 import pytest
-import torch
 
-from tinystories_lab.model import GPTMini
 from tinystories_lab.review import (
     BOOK_RESULTS,
     bits_per_byte,
     checklist,
     perplexity,
     save_samples,
-    surprises,
 )
 from tinystories_lab.runlog import append_row, read_rows
-from tinystories_lab.tokenizer import load_tokenizer
 
 
 def test_perplexity_of_the_chapters_loss_is_about_12_choices():
@@ -29,18 +24,6 @@ def test_bits_per_byte_of_the_chapters_loss():
     assert bits_per_byte(2.45, 4.1) == pytest.approx(0.862, abs=0.0005)
     assert bits_per_byte(math.log(2), 1) == 1
     assert bits_per_byte(math.log(256), 1) == pytest.approx(8), "bytes drawn at random need all their bits"
-
-
-def test_the_mean_surprise_at_a_storys_tokens_is_the_models_loss_on_it(data_dir, model_config):
-    torch.manual_seed(0)
-    model, tokenizer = GPTMini(model_config), load_tokenizer(data_dir / "tokenizer.json")
-    text = "Lily found a “kite”."
-    told = surprises(model, tokenizer, text)
-    ids = torch.tensor([[tokenizer.token_to_id("<|endoftext|>"), *tokenizer.encode(text).ids]])
-    assert fmean(nats for _, nats in told) == pytest.approx(model(ids[:, :-1], ids[:, 1:])[1].item(), rel=1e-5)
-    assert [piece for piece, _ in told] == [tokenizer.decode([token]) for token in ids[0, 1:]]
-    odds = torch.softmax(model(ids[:, :1])[0][0, 0], -1)[ids[0, 1]].item()
-    assert told[0][1] == pytest.approx(-math.log(odds), rel=1e-5), "the first token comes after <|endoftext|>"
 
 
 def test_saving_samples_replaces_those_of_the_same_when_only(tmp_path):

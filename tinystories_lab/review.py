@@ -6,13 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-
 from tinystories_lab.files import replace_whole
-from tinystories_lab.model import GPTMini
 from tinystories_lab.runlog import read_rows
-from tinystories_lab.sources import END_OF_TEXT
 
 # The chapter's own figures, not measured by this project unless it says so: "A Four-Hour Training Run", Study Tiny LLM, Part 4, Ch 15.
 BOOK_RESULTS = {
@@ -36,19 +31,6 @@ def perplexity(loss: float) -> float:
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     """A loss in nats a token as bits a byte of text: comparable between tokenizers, lower is better."""
     return loss / math.log(2) / bytes_per_token
-
-
-@torch.inference_mode()
-def surprises(model: GPTMini, tokenizer: Tokenizer, text: str) -> list[tuple[str, float]]:
-    """Each token of a text that begins a story, and how surprised the model is by it, in nats: -ln of the odds it gave it.
-
-    Their mean is the loss on that text. Raises ValueError for a text over max_len tokens.
-    """
-    ids = tokenizer.encode(text).ids
-    read = torch.tensor([[tokenizer.token_to_id(END_OF_TEXT), *ids]], device=model.tok_emb.weight.device)
-    odds = torch.log_softmax(model(read[:, :-1])[0][0].float(), dim=-1)  # (T, V)
-    nats = -odds.gather(1, read[0, 1:, None])[:, 0]
-    return list(zip((tokenizer.decode([token]) for token in ids), nats.tolist(), strict=True))
 
 
 def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any]]) -> None:
