@@ -4,7 +4,7 @@ import ipywidgets
 import pytest
 
 from tinystories_lab import ratings
-from tinystories_lab.notebook.rating import rating_form
+from tinystories_lab.notebook.rating import UNMARKED, rating_form
 from tinystories_lab.ratings import RATED
 from tinystories_lab.runlog import read_rows
 
@@ -21,16 +21,35 @@ def parts(form):
     return {part._dom_classes[0].removeprefix("rating-"): part for part in form.children}
 
 
+def rate(form, **marks):
+    """Set the sliders, 3 where nothing is said, and press Next."""
+    here = parts(form)
+    for question in RATED:
+        here[question].value = str(marks.get(question, 3))
+    here["next"].click()
+
+
 def test_next_saves_one_row_at_once_and_shows_the_next_story(path):
     form = rating_form(DECK, path, "Ada")
     here = parts(form)
     assert "story 1 of 3" in here["where"].value and "Story &lt;A&gt;." in here["story"].value
-    here["fun"].value = 5
-    here["next"].click()
+    rate(form, fun=5)
     (row,) = read_rows(path)
     assert row == {**DECK[0], "grammar": 3, "coherence": 3, "fun": 5, "rater": "Ada", "when": row["when"]}
     assert "story 2 of 3" in here["where"].value and "Story &lt;B&gt;." in here["story"].value
-    assert here["fun"].value == 3, "each story starts from the middle"
+    assert here["fun"].value == UNMARKED, "each story starts without marks"
+
+
+def test_a_story_without_all_its_marks_is_not_saved_so_that_next_pressed_twice_does_no_harm(path):
+    form = rating_form(DECK, path)
+    rate(form, fun=0)
+    here = parts(form)
+    here["next"].click()
+    assert len(read_rows(path)) == 1 and "story 2 of 3" in here["where"].value
+    assert "not saved: no mark for grammar, coherence, fun" in here["said"].value
+    here["grammar"].value = here["fun"].value = "0"
+    here["next"].click()
+    assert len(read_rows(path)) == 1 and "no mark for coherence:" in here["said"].value
 
 
 def test_nothing_says_who_told_a_story_before_all_are_rated(path):
@@ -41,7 +60,7 @@ def test_nothing_says_who_told_a_story_before_all_are_rated(path):
             for part in form.children
             if hasattr(part, "value") and isinstance(part.value, str)
         )
-        parts(form)["next"].click()
+        rate(form)
     shown = parts(form)
     assert set(shown) == {"where", "story"} and "All 3 stories are rated" in shown["where"].value
     assert str(path) in shown["where"].value
@@ -49,7 +68,7 @@ def test_nothing_says_who_told_a_story_before_all_are_rated(path):
 
 
 def test_a_form_made_again_goes_on_after_the_rated_stories_and_another_rater_begins(path):
-    parts(rating_form(DECK, path, "Ada"))["next"].click()
+    rate(rating_form(DECK, path, "Ada"))
     assert "story 2 of 3" in parts(rating_form(DECK, path, "Ada"))["where"].value
     assert "story 1 of 3" in parts(rating_form(DECK, path, "Ben"))["where"].value
 
@@ -58,11 +77,11 @@ def test_a_rating_that_cannot_be_saved_is_said_in_the_form_and_not_lost(path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    here = parts(rating_form(DECK, path))
-    here["fun"].value = 1
+    form = rating_form(DECK, path)
+    here = parts(form)
     with monkeypatch.context() as disk:
         disk.setattr(ratings, "append_row", full)
-        here["next"].click()
+        rate(form, fun=1)
     assert "No space left on device" in here["said"].value and "story 1 of 3" in here["where"].value
     here["next"].click()
     assert read_rows(path)[0]["fun"] == 1 and here["said"].value == ""
@@ -71,6 +90,6 @@ def test_a_rating_that_cannot_be_saved_is_said_in_the_form_and_not_lost(path, mo
 def test_the_form_is_core_widgets_whose_sliders_are_labelled_from_0_to_5(path):
     form = rating_form(DECK, path)
     assert all(type(part).__module__.startswith("ipywidgets.") for part in (form, *form.children))
-    sliders = [part for part in form.children if isinstance(part, ipywidgets.IntSlider)]
+    sliders = [part for part in form.children if isinstance(part, ipywidgets.SelectionSlider)]
     assert [slider.description for slider in sliders] == list(RATED)
-    assert all((slider.min, slider.max) == (0, 5) for slider in sliders)
+    assert all(slider.options == (UNMARKED, *"012345") for slider in sliders)

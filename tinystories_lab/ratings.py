@@ -63,9 +63,13 @@ def save_rating(path: str | Path, card: Mapping[str, str], marks: Mapping[str, i
 
     Raises ValueError for a mark that is missing or not from 0 to 5, OSError when the row cannot be written.
     """
+    if missing := [question for question in RATED if question not in marks]:
+        raise ValueError(f"no mark for {', '.join(missing)}: give each question one from 0 to {BEST}")
     for question in RATED:
-        if marks.get(question) not in range(BEST + 1):
-            raise ValueError(f"the mark for {question} is {marks.get(question)}; it must be a whole number from 0 to 5")
+        if marks[question] not in range(BEST + 1):
+            raise ValueError(
+                f"the mark for {question} is {marks[question]}; it must be a whole number from 0 to {BEST}"
+            )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     about = {"rater": rater, "when": datetime.now(UTC).isoformat(timespec="seconds")}
     append_row(path, {**card, **{question: marks[question] for question in RATED}, **about})

@@ -10,6 +10,7 @@ from tinystories_lab.ratings import BEST, RATED, average_ratings, save_rating, u
 from tinystories_lab.runlog import read_rows
 
 SHOWN_WORDS = 6
+UNMARKED = "–"  # where sliders begin: a mark that nobody gave is none
 WIDE = widgets.Layout(width="95%", max_width="640px")
 
 
@@ -20,7 +21,10 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     asked again.
     """
     where, story, said = widgets.HTML(), widgets.HTML(), widgets.HTML()
-    sliders = {question: widgets.IntSlider(3, min=0, max=BEST, description=question, layout=WIDE) for question in RATED}
+    marks = [UNMARKED, *map(str, range(BEST + 1))]
+    sliders = {
+        question: widgets.SelectionSlider(options=marks, description=question, layout=WIDE) for question in RATED
+    }
     following = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
     form = widgets.VBox([where, story, *sliders.values(), following, said])
     named = {"form": form, "where": where, "story": story, "next": following, "said": said} | sliders
@@ -39,14 +43,15 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
 
     def save(button: widgets.Button) -> None:
         try:
-            save_rating(path, left[0], {question: slider.value for question, slider in sliders.items()}, rater)
+            given = {question: int(slider.value) for question, slider in sliders.items() if slider.value != UNMARKED}
+            save_rating(path, left[0], given, rater)
         except (OSError, ValueError) as error:
-            said.value = prose(f"not saved ({error}): press Next again").data
+            said.value = prose(f"not saved: {error}").data
             return
         del left[0]
         said.value = ""
         for slider in sliders.values():
-            slider.value = 3
+            slider.value = UNMARKED
         show()
 
     following.on_click(save)
