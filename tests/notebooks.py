@@ -2,10 +2,13 @@
 
 python tests/notebooks.py repository you/your-copy    writes the name into pyproject.toml, README.md and the notebooks
 python tests/notebooks.py refresh                     runs all five on `tiny`, stores the outputs of marked cells only
+python tests/notebooks.py pictures                    runs 3 and 4 on `tiny` in a browser, keeps what README.md shows of them
 """
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -66,6 +69,34 @@ def refresh() -> None:
             print(f"refreshed {path.name}")
 
 
+def pictures() -> None:
+    """Train and tell as a learner does, and keep notebooks/images/live_run.png and playground.png."""
+    from browser import cell, find_chromium, jupyter_lab, open_notebook, run, slider, wait_until_all_ran
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder:
+        lab, home, environment = Path(folder, "lab"), Path(folder, "home"), {"PYTHONPATH": str(ROOT)}
+        shutil.copytree(ROOT / "notebooks", lab / "notebooks")
+        for stage in ("prepare", "tokenizer"):
+            command = [sys.executable, "-m", "tinystories_lab", stage, "--preset", "tiny"]
+            subprocess.run(command, cwd=lab, env=os.environ | environment, check=True)
+        with jupyter_lab(lab, home, **environment) as address, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 720, "height": 1500}, device_scale_factor=1.5)
+            page.set_default_timeout(300_000)
+            for name, cell_id in (("03_train", "train-loop"), ("04_generate", "playground-widget")):
+                open_notebook(page, address, f"notebooks/{name}.ipynb", "notebooks")
+                run(page, "Run All Cells")
+                wait_until_all_ran(page)
+                shown = cell(page, nbformat.read(lab / "notebooks" / f"{name}.ipynb", 4), cell_id)
+                if name == "04_generate":
+                    for _ in range(11):
+                        slider(shown.locator(".playground-token")).press("ArrowRight")
+                image = {"03_train": "live_run", "04_generate": "playground"}[name]
+                page.wait_for_timeout(500)  # the last message of the slider
+                shown.locator(".jp-OutputArea").first.screenshot(path=ROOT / "notebooks" / "images" / f"{image}.png")
+
+
 if __name__ == "__main__":
     repository_in_force = repository()
     match sys.argv[1:]:
@@ -73,5 +104,7 @@ if __name__ == "__main__":
             set_repository(name)
         case ["refresh"]:
             refresh()
+        case ["pictures"]:
+            pictures()
         case _:
             sys.exit(__doc__)
