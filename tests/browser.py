@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -22,18 +21,16 @@ SCREENSHOTS = ROOT / "tests" / "screenshots"
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "apputils-extension/themes": {"adaptive-theme": True},  # light or dark as the browser says
 }
+PHONE = 400  # pixels wide
 PATIENCE = 120_000  # milliseconds; the cores may be busy with other work
-ERRORS = "[data-mime-type='application/vnd.jupyter.error']"
+FAILED = "Traceback (most recent call last)"
 READY = """() => {
     const kernel = document.querySelector(".jp-Toolbar-kernelName")?.textContent
     return kernel?.startsWith("Python") && document.querySelector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
 }"""  # "No Kernel" is idle too
-FINISHED = f"""() => {{
-    const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(each => each.textContent)
-    const waiting = prompts.some(each => each == "[ ]:") && !document.querySelector("{ERRORS}")
-    return prompts.length && !waiting && !prompts.includes("[*]:")
-}}"""
+PROMPTS = '[...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(each => each.textContent)'
 
 
 def find_chromium() -> str | None:
@@ -101,15 +98,19 @@ def open_notebook(page: Page, address: str, path: str, interface: str = "lab/tre
     page.wait_for_function(READY)
 
 
-def choose(page: Page, menu: str, item: str) -> None:
-    page.get_by_role("menuitem", name=menu, exact=True).click()
-    page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}")).click()
+def run(page: Page, which: str) -> None:
+    """Run > Run All Cells, or another entry of that menu."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-itemLabel").get_by_text(which, exact=True).click()
+    page.wait_for_function(f"() => {PROMPTS}.includes('[*]:')")
 
 
-def run_all(page: Page) -> None:
-    """Run > Run All Cells, and wait until all have run, or one has failed."""
-    choose(page, "Run", "Run All Cells")
-    page.wait_for_function(FINISHED)
+def wait_until_all_ran(page: Page, well: bool = True) -> None:
+    """Wait until no cell runs or waits for its turn; unless told otherwise, all must have run, and none failed."""
+    page.wait_for_function(f"() => !{PROMPTS}.includes('[*]:')")
+    if well:
+        assert not page.get_by_text(FAILED).count(), page.get_by_text(FAILED).inner_text()
+        assert "[ ]:" not in page.evaluate(PROMPTS)
 
 
 def cell(page: Page, notebook: nbformat.NotebookNode, cell_id: str) -> Locator:
@@ -117,12 +118,41 @@ def cell(page: Page, notebook: nbformat.NotebookNode, cell_id: str) -> Locator:
     return page.locator(".jp-Cell").nth([each.id for each in notebook.cells].index(cell_id))
 
 
-def slider(place: Locator, label: str) -> Locator:
-    """The handle of the slider with that label, which takes the arrow keys."""
-    named = place.locator(".widget-slider").filter(has=place.page.get_by_text(label, exact=True))
-    return named.get_by_role("slider")
+def slider(place: Locator) -> Locator:
+    """The handle of a slider, which takes the arrow keys, Home and End."""
+    return place.get_by_role("slider")
 
 
 def take_picture(page: Page, name: str, of: Locator | None = None) -> None:
-    """Keep what the page shows, or a part of it, as tests/screenshots/<name>.png."""
-    (of or page).screenshot(path=SCREENSHOTS / f"{name}.png")
+    """Keep what a part of the page shows, or the whole notebook, as tests/screenshots/<name>.png, in a window high enough."""
+    window = page.viewport_size
+    part = of or page.locator(".jp-Notebook")
+    height = part.evaluate("part => (part.querySelector('.jp-WindowedPanel-outer') || part).scrollHeight")
+    page.set_viewport_size({"width": window["width"], "height": height + 300})
+    part.screenshot(path=SCREENSHOTS / f"{name}.png")
+    page.set_viewport_size(window)
+
+
+@contextmanager
+def changes(place: Locator) -> Iterator[None]:
+    """Do something, and wait until the place no longer looks as it did before."""
+    before, element = place.inner_html(), place.element_handle()
+    yield
+    place.page.wait_for_function("([element, before]) => element.innerHTML != before", arg=[element, before])
+
+
+def reopen_on_a_phone(page: Page, address: str, path: str) -> None:
+    """Save the notebook and open it again, with its running kernel, on a page as wide as a phone."""
+    with page.expect_response(lambda reply: reply.request.method == "PUT" and "/api/contents/" in reply.url):
+        page.locator("[data-command='docmanager:save']").click()
+    open_notebook(page, address, path, "notebooks")
+    page.set_viewport_size({"width": PHONE, "height": 850})
+    page.wait_for_function(f"() => document.querySelector('.jp-Notebook').clientWidth <= {PHONE}")
+
+
+def too_wide(page: Page) -> list[str]:
+    """What of texts and outputs sticks out of the page to the right; what scrolls by itself, such as code, is not meant."""
+    return page.evaluate("""() => [...document.querySelectorAll(".jp-RenderedMarkdown *, .jp-OutputArea-output *")]
+        .filter(part => part.getBoundingClientRect().right > window.innerWidth)
+        .filter(part => !part.closest("pre, [style*='overflow-x: auto']"))
+        .map(part => part.outerHTML.slice(0, 200))""")

@@ -5,33 +5,41 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
+from statistics import fmean
 
 import nbformat
 import pytest
 from browser import (
-    ERRORS,
-    FINISHED,
     PATIENCE,
     SCREENSHOTS,
     cell,
-    choose,
+    changes,
     find_chromium,
     jupyter_lab,
     open_notebook,
-    run_all,
+    reopen_on_a_phone,
+    run,
     slider,
     take_picture,
+    too_wide,
+    wait_until_all_ran,
 )
 from kernels import SMALL, kernels_start_with
 from playwright.sync_api import expect, sync_playwright
 
 from notebooks import NOTEBOOKS, ROOT
+from tinystories_lab.ratings import RATED, REAL, TOLD
+from tinystories_lab.report import shown
+from tinystories_lab.runlog import read_log, read_rows
 
 REQUIRED = os.environ.get("TINYSTORIES_LAB_BROWSER") == "required"  # as in CI: nothing is skipped
 pytestmark = pytest.mark.skipif(
     not find_chromium() and not REQUIRED, reason="no Chromium here (on Debian: apt-get install chromium)"
 )
 READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+PARTS = ("prompt", "temperature", "top_k", "top_p", "length", "seed", "tell", "stop", "said", "story", "token", "odds")
 MAKE_A_RUN = """
 from tinystories_lab import stages
 for stage in stages.STAGES.values():
@@ -77,30 +85,135 @@ def page(chromium):
     context.close()
 
 
-def test_the_playground_follows_its_sliders(page, address):
-    open_notebook(page, address, "finished/notebooks/04_generate.ipynb")
-    run_all(page)
-    expect(page.locator(ERRORS)).to_have_count(0)
-    playground = cell(page, READ["04_generate"], "playground-widget")
-    take_picture(page, "04_playground", playground)
-    before = playground.inner_text()
-    slider(playground, "temperature").press("ArrowRight")
-    expect(playground).not_to_have_text(before)
+def check_on_a_phone(page, address, path):
+    """That nothing must be scrolled sideways; keeps a picture of the whole notebook."""
+    reopen_on_a_phone(page, address, path)
+    take_picture(page, f"{Path(path).stem}_on_a_phone")
+    assert too_wide(page) == []
 
 
-def test_training_stopped_by_hand_goes_on_where_it_was_when_the_cell_is_run_again(page, address):
-    open_notebook(page, address, "untrained/notebooks/03_train.ipynb")
+@pytest.mark.parametrize("name", ["01_prepare", "02_tokenizer"])
+def test_stories_and_tokens_are_looked_at_on_a_phone(page, address, name):
+    path = f"finished/notebooks/{name}.ipynb"
+    open_notebook(page, address, path)
+    run(page, "Run All Cells")
+    wait_until_all_ran(page)
+    if name == "02_tokenizer":
+        merging = cell(page, READ[name], "watch-merges")
+        for _ in range(3):
+            with changes(merging.locator(".jp-OutputArea")):
+                slider(merging).press("PageUp")
+        take_picture(page, "02_merges_on_a_sentence", merging)
+    check_on_a_phone(page, address, path)
+
+
+def test_training_stopped_by_hand_goes_on_where_it_was_when_the_cell_is_run_again(page, address, learner):
+    path = "untrained/notebooks/03_train.ipynb"
+    open_notebook(page, address, path)
     training = cell(page, READ["03_train"], "train-loop")
-    choose(page, "Run", "Run All Cells")
-    expect(training).to_contain_text(re.compile(r"[1-9]\d/150"))
+    run(page, "Run All Cells")
+    log = learner / "untrained" / "runs" / "toyland-tiny" / "loss.jsonl"
+    end = time.monotonic() + PATIENCE / 1000
+    while not log.exists() or '"step": 20,' not in log.read_text():
+        assert time.monotonic() < end, "training should have begun"
+        page.wait_for_timeout(50)
     page.locator("[data-command='notebook:interrupt-kernel']").click()
-    expect(training).to_contain_text("KeyboardInterrupt")
+    expect(training).to_contain_text("stopped and saved; run this cell again to go on")
+    wait_until_all_ran(page, well=False)
     take_picture(page, "03_stopped", training)
 
     training.locator(".jp-InputArea-prompt").first.click()
-    choose(page, "Run", "Run Selected Cell and All Below")
+    run(page, "Run Selected Cell and All Below")
     expect(training).to_contain_text(re.compile(r"resumed at step [1-9]\d"))
-    page.wait_for_function(FINISHED)
-    expect(page.locator(ERRORS)).to_have_count(0)
+    wait_until_all_ran(page)
     expect(training).to_contain_text("150/150")
     take_picture(page, "03_resumed_and_finished", training)
+    steps = [row["step"] for row in read_log(log)]
+    assert steps == sorted(set(steps)) and steps[-1] == 150
+    check_on_a_phone(page, address, path)
+
+
+def test_the_playground_reshapes_the_odds_and_tells_a_story_that_stop_ends(page, address):
+    path = "finished/notebooks/04_generate.ipynb"
+    open_notebook(page, address, path)
+    run(page, "Run All Cells")
+    wait_until_all_ran(page)
+    playground = cell(page, READ["04_generate"], "playground-widget")
+    part = {name: playground.locator(f".playground-{name}") for name in PARTS}
+    expect(part["said"]).to_contain_text(re.compile("ended by itself|reached its length"))
+    take_picture(page, "04_playground", playground)
+
+    for name, key in (("temperature", "ArrowRight"), ("top_p", "ArrowLeft"), ("top_k", "Home")):
+        with changes(part["odds"]):
+            slider(part[name]).press(key)
+    expect(part["odds"]).to_contain_text("100.0%")  # top_k is 1 now
+    take_picture(page, "04_only_the_likeliest", playground)
+
+    with changes(part["odds"]):
+        part["prompt"].get_by_role("combobox").fill("Lily found a big")
+        part["prompt"].get_by_role("combobox").press("Enter")
+    expect(part["said"]).to_contain_text("Not told yet: press Tell.")
+    slider(part["length"]).press("End")
+    expect(part["length"]).to_contain_text("500")
+    part["tell"].press("Enter")  # a mouse is not needed
+    expect(part["said"]).to_contain_text("so far")
+    lengths = []
+    for _ in range(3):
+        with changes(part["story"]):
+            pass  # it goes on by itself
+        lengths.append(len(part["story"].inner_text()))
+    page.screenshot(path=SCREENSHOTS / "04_telling.png")
+    part["stop"].click()
+    expect(part["said"]).to_contain_text("You stopped it.")
+    assert lengths == sorted(set(lengths)), "the story should grow from look to look"
+    assert 0 < int(re.search(r"(\d+) tokens", part["said"].inner_text())[1]) < 500
+    expect(part["tell"]).to_be_enabled()
+
+    for place in range(2, 5):
+        with changes(part["odds"]), changes(part["story"]):
+            slider(part["token"]).press("ArrowRight")
+        expect(part["token"]).to_contain_text(str(place))
+        expect(part["odds"]).to_contain_text("was drawn")
+    take_picture(page, "04_stopped_and_walked", playground)
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    expect(page.locator("#jupyterlab-splash")).to_have_count(0)
+    take_picture(page, "04_in_the_dark", playground)
+    page.emulate_media(color_scheme="light")
+    check_on_a_phone(page, address, path)
+
+
+def test_stories_are_rated_blind_and_averaged(page, address, learner):
+    path = "finished/notebooks/05_retrospective.ipynb"
+    open_notebook(page, address, path)
+    run(page, "Run All Cells")
+    wait_until_all_ran(page)
+    form = cell(page, READ["05_retrospective"], "rate-form")
+    part = {name: form.locator(f".rating-{name}") for name in ("where", "story", "next", *RATED)}
+    part["next"].click()
+    expect(form).to_contain_text("not saved: ")  # nothing was rated yet
+    for number in range(1, TOLD + REAL + 1):
+        expect(part["where"]).to_contain_text(f"story {number} of {TOLD + REAL}")
+        for question, mark in zip(RATED, marks_of(number), strict=True):
+            for _ in range(mark + 1):  # from no mark on
+                slider(part[question]).press("ArrowRight")
+            expect(part[question].locator(".widget-readout")).to_have_text(str(mark))
+        if number == 4:
+            take_picture(page, "05_rating_the_fourth", form)
+        part["next"].click()
+    expect(part["where"]).to_contain_text(f"All {TOLD + REAL} stories are rated")
+    take_picture(page, "05_rated_and_averaged", form)
+
+    rows = read_rows(learner / "finished" / "runs" / "toyland-tiny" / "ratings.jsonl")
+    assert [[row[question] for question in RATED] for row in rows] == [
+        list(marks_of(number)) for number in range(1, TOLD + REAL + 1)
+    ]
+    for by in ("model", "real"):
+        mean = shown(fmean(row["coherence"] for row in rows if row["by"] == by))
+        expect(part["story"]).to_contain_text(re.compile(rf"coherence\s*{by}\s*{re.escape(mean)}"))
+    check_on_a_phone(page, address, path)
+
+
+def marks_of(number):
+    """What is given to a story, for grammar, coherence and fun."""
+    return 5, number % 6, 0
