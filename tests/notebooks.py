@@ -71,7 +71,17 @@ def refresh() -> None:
 
 def pictures() -> None:
     """Train and tell as a learner does, and keep notebooks/images/live_run.png and playground.png."""
-    from browser import cell, find_chromium, jupyter_lab, open_notebook, run, slider, wait_until_all_ran
+    from browser import (
+        PATIENCE,
+        cell,
+        changes,
+        find_chromium,
+        jupyter_lab,
+        open_notebook,
+        run,
+        slider,
+        wait_until_all_ran,
+    )
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder:
@@ -82,19 +92,20 @@ def pictures() -> None:
             subprocess.run(command, cwd=lab, env=os.environ | environment, check=True)
         with jupyter_lab(lab, home, **environment) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 720, "height": 1500}, device_scale_factor=1.5)
-            page.set_default_timeout(300_000)
+            page = browser.new_page(viewport={"width": 1080, "height": 1500}, device_scale_factor=1.5)
+            page.set_default_timeout(PATIENCE)
             for name, cell_id in (("03_train", "train-loop"), ("04_generate", "playground-widget")):
-                open_notebook(page, address, f"notebooks/{name}.ipynb", "notebooks")
+                open_notebook(page, address, f"notebooks/{name}.ipynb")
                 run(page, "Run All Cells")
                 wait_until_all_ran(page)
                 shown = cell(page, nbformat.read(lab / "notebooks" / f"{name}.ipynb", 4), cell_id)
                 if name == "04_generate":
-                    for _ in range(11):
-                        slider(shown.locator(".playground-token")).press("ArrowRight")
+                    for _ in range(15):  # to a token that could have been another
+                        with changes(shown.locator(".playground-odds")):
+                            slider(shown.locator(".playground-token")).press("ArrowRight")
                 image = {"03_train": "live_run", "04_generate": "playground"}[name]
-                page.wait_for_timeout(500)  # the last message of the slider
-                shown.locator(".jp-OutputArea").first.screenshot(path=ROOT / "notebooks" / "images" / f"{image}.png")
+                part = shown.locator(".jp-OutputArea-output").first
+                part.screenshot(path=ROOT / "notebooks" / "images" / f"{image}.png")
 
 
 if __name__ == "__main__":
