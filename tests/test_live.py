@@ -75,10 +75,12 @@ def test_between_rows_that_come_fast_nothing_is_drawn(start, shown, monkeypatch)
 
 
 def test_stopped_by_hand_it_says_saved_only_once_it_is(start, shown, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        loop = iter(start())
-        next(loop)
+    loop = iter(start())
+    next(loop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
         loop.throw(KeyboardInterrupt())
+    (line,) = stopped.value._render_traceback_()
+    assert line == "KeyboardInterrupt: stopped and saved; run this cell again to go on"
     assert "stopped and saved; run this cell again to go on" in shown.pages[-1]
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
     assert "a second ago" in shown.pages[-1]

@@ -237,3 +237,10 @@ def test_broken_yaml_and_yaml_of_another_kind_are_refused_by_name(tmp_path, cont
     with pytest.raises(ValueError, match=r"config\.yaml"):
         save_config(lab)
     assert (tmp_path / "config.yaml").read_bytes() == content, "a file that could not be read was overwritten"
+
+
+def test_a_changed_recipe_changes_nothing_else_of_a_workspace(tmp_path):
+    lab = plan_workspace(tmp_path, "tiny")
+    changed = lab.with_recipe(total_steps=500)
+    assert changed.preset.train == replace(lab.preset.train, total_steps=500)
+    assert replace(changed, preset=lab.preset) == lab

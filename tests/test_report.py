@@ -72,10 +72,10 @@ def test_it_says_what_was_measured_and_rated(lab, report):
     known = training_words(lab.data_dir / "train.bin", load_tokenizer(lab.run_dir / "tokenizer.json"))
     *figures, unknown = cells_of(report, "The stories, without a reader")
     assert [row[2] for row in figures] == list(map(shown, story_metrics(after, known).values()))
-    assert figures[2][::3] == ["known words", "1"] and unknown[3] == "none", "real stories' words are all known"
+    assert figures[2][::3] == ["known words", "1.00"] and unknown[3] == "none", "real stories' words are all known"
     assert [row[0] for row in cells_of(report, "Writing or reciting?")] == ["told", "real"]
-    assert ["fun", "model", "2.5", "1.5", "2"] in cells_of(report, "The stories, rated from 0 to 5")
-    assert ["fun", "real", "5", "0", "1"] in cells_of(report, "The stories, rated from 0 to 5")
+    assert ["fun", "model", "2.50", "1.50", "2"] in cells_of(report, "The stories, rated from 0 to 5")
+    assert ["fun", "real", "5.00", "0.00", "1"] in cells_of(report, "The stories, rated from 0 to 5")
 
 
 def test_it_shows_samples_from_before_and_after_checklist_figures_and_sessions(lab, report):
@@ -144,6 +144,6 @@ def test_copies_are_counted_on_average_and_at_most():
 
 
 def test_values_are_shown_to_three_digits():
-    assert list(map(shown, (1234567, 0.93449, 210.04, 2.45, True, None, "x"))) == [
-        *("1,234,567", "0.934", "210", "2.45", "True", "–", "x")
+    assert list(map(shown, (1234567, 0.93449, 210.04, 2.5, 99.97, True, None, "x"))) == [
+        *("1,234,567", "0.934", "210", "2.50", "100", "True", "–", "x")
     ]

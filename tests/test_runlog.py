@@ -92,9 +92,15 @@ def test_each_pattern_is_named_with_its_evidence(rows, pattern, evidence):
 
 
 def test_batches_that_scatter_are_no_spikes():
-    scattering = [loss + (0.7 if i % 2 else -0.7) for i, loss in enumerate(FALLING)]
+    scattering = [loss + (0.3, -0.5, 0.1, 1.6, -0.2)[i % 5] for i, loss in enumerate(FALLING)]
     assert diagnose(rows_of(scattering), 8_000).pattern == "healthy"
     assert diagnose(rows_of([*scattering, 12.0, *scattering[-9:]]), 8_000).pattern == "spiking"
+
+
+def test_a_loss_after_a_low_one_is_no_jump_but_one_above_the_last_five_is():
+    rows = [*FALLING, 1.0, 2.4, 2.4, 2.4]
+    assert diagnose(rows_of(rows), 8_000).pattern == "healthy"
+    assert "at step 2201" in diagnose(rows_of([*rows, 4.0, *[2.4] * 20]), 8_000).evidence
 
 
 def test_a_jump_on_the_way_does_not_hide_that_a_run_overfits():

@@ -1,14 +1,19 @@
 """Text made visible: what is shown is all there, and none of it is taken for HTML."""
 
+from base64 import b64decode
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
 from tinystories_lab.notebook import show
+from tinystories_lab.notebook.plots import new_figure
 
 MEAN = "<script>alert('&')</script>\n\ta  b"
 MADE = {
+    "code": lambda text: show.code(text),
+    "facts": lambda text: show.facts({text: text, "loss": "2.4"}),
+    "stack": lambda text: show.stack(show.prose(text), show.prose("below")),
     "prose": lambda text: show.prose(text),
     "cards": lambda text: show.cards([(text, text), ("second", "other")]),
     "tokens": lambda text: show.tokens([text, " Lily"], chosen=0),
@@ -74,6 +79,10 @@ def test_a_bar_is_as_wide_as_its_share():
         (1234567, "1,234,567"),
         (0.12345, "0.123"),
         (12.345, "12.3"),
+        (5.0, "5.00"),
+        (0.0, "0.00"),
+        (99.97, "100"),
+        (None, "–"),
         (1234.5, "1,234"),
         ("words", "words"),
         (True, "True"),
@@ -81,3 +90,10 @@ def test_a_bar_is_as_wide_as_its_share():
 )
 def test_numbers_are_shown_as_people_read_them(value, text):
     assert show.shown(value) == text
+
+
+def test_a_picture_is_part_of_the_page_and_says_what_it_shows():
+    page = Reader(show.picture(new_figure("A title", "x", "y"), says='the "loss" <b>').data)
+    ((tag, attributes),) = page.tags
+    assert tag == "img" and attributes["alt"] == 'the "loss" <b>' and "max-width: 100%" in attributes["style"]
+    assert b64decode(attributes["src"].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")

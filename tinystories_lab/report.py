@@ -162,4 +162,4 @@ def shown(value: object) -> str:
     """A cell's text: whole numbers with thousands set apart, others to three digits, nothing as a dash."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:#,.3g}" if abs(value) < 99.95 else f"{value:,.0f}"

@@ -51,8 +51,10 @@ class LiveRun:
                     drawn = time.monotonic()
                 yield row
             state = "finished"
-        except (KeyboardInterrupt, GeneratorExit):
+        except (KeyboardInterrupt, GeneratorExit) as ending:
             state = "stopped and saved; run this cell again to go on"
+            said = f"{type(ending).__name__}: {state}"
+            ending._render_traceback_ = lambda: [said]  # what IPython shows, in the place of forty lines
             raise
         finally:
             self.rows.close()  # only now is it saved
@@ -62,7 +64,7 @@ class LiveRun:
     def _draw(self, state: str) -> None:
         step, total = self._row["step"], self.config.total_steps
         seconds = time.monotonic() - self._started
-        bar = tqdm.format_meter(step, total, seconds, ncols=48, initial=self._first_step, bar_format=BAR)
+        bar = tqdm.format_meter(step, total, seconds, ncols=42, initial=self._first_step, bar_format=BAR)
         self._tell(at_once=state != "training")
         rows = read_log(self.run_dir / "loss.jsonl")
         curves = run_curves(rows, self.vocab_size, self.config)
