@@ -29,6 +29,11 @@ def test_what_is_provoked_is_what_is_diagnosed(pattern, toyland):
     assert [row["step"] for row in rows] == list(range(1, 121))
 
 
+def test_a_run_that_ends_by_diverging_gives_its_rows_up_to_there(toyland, monkeypatch):
+    monkeypatch.setitem(PATTERNS, "diverging", ("more than any number", {"peak_lr": 1e30, "matrix_lr": 1e30}))
+    assert 1 <= len(provoke("diverging", toyland)) < 120
+
+
 def test_provoking_leaves_the_data_as_it_was(toyland):
     before = {path.name: path.read_bytes() for path in toyland.iterdir()}
     provoke("spiking", toyland)

@@ -2,9 +2,11 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tinystories_lab.model import GPTConfig
 from tinystories_lab.recipe import TrainConfig
@@ -19,7 +21,10 @@ CADENCE = {"log_every": 1, "eval_every": 20, "eval_batches": 8, "save_every": 1_
 # What is done to the run, in words, and which choices that changes.
 PATTERNS = {
     "healthy": ("nothing", {}),
-    "diverging": ("learning rates 200 times as high", {"peak_lr": 2.0, "matrix_lr": 2.0}),
+    "diverging": (
+        "learning rates that never stop rising",
+        {"peak_lr": 3.0, "matrix_lr": 3.0, "warmup_steps": 119},
+    ),
     "stuck": ("learning rates a ten-thousandth", {"peak_lr": 1e-6, "matrix_lr": 1e-6}),
     "spiking": ("data with rubbish in it", {}),
     "overfitting": ("data of a dozen stories' length", {}),
@@ -41,9 +46,8 @@ def provoke(pattern: str, data_dir: str | Path) -> list[Row]:
     if pattern == "spiking":
         random = np.random.default_rng(0)
         for start in range(len(ids) // 10, len(ids), len(ids) // 10):  # too long for a window to escape
-            ids[start : start + 3 * SEQ_LEN] = random.integers(
-                2, info.vocab_size, len(ids[start : start + 3 * SEQ_LEN])
-            )
+            part = ids[start : start + 3 * SEQ_LEN]
+            part[:] = random.integers(2, info.vocab_size, len(part))
     if pattern == "overfitting":
         ids = ids[: 16 * SEQ_LEN]
     with tempfile.TemporaryDirectory() as folder:
@@ -53,4 +57,7 @@ def provoke(pattern: str, data_dir: str | Path) -> list[Row]:
         for name in ("val.bin", "tokenizer.json"):
             shutil.copy(data_dir / name, data)
         model = GPTConfig(info.vocab_size, n_layer=2, n_head=2, d_model=64, max_len=SEQ_LEN)
-        return list(train(run, data, model, TrainConfig(**{**RECIPE, **CADENCE, **changes})))
+        rows, config = [], TrainConfig(**{**RECIPE, **CADENCE, **changes})
+        with suppress(FloatingPointError):  # what diverging may come to, after rows enough to see it
+            rows.extend(train(run, data, model, config, dtype=torch.float32))  # on every machine
+        return rows

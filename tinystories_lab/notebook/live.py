@@ -64,7 +64,7 @@ class LiveRun:
     def _draw(self, state: str) -> None:
         step, total = self._row["step"], self.config.total_steps
         seconds = time.monotonic() - self._started
-        bar = tqdm.format_meter(step, total, seconds, ncols=42, initial=self._first_step, bar_format=BAR)
+        bar = tqdm.format_meter(step, total, seconds, ncols=38, initial=self._first_step, bar_format=BAR)
         self._tell(at_once=state != "training")
         rows = read_log(self.run_dir / "loss.jsonl")
         curves = run_curves(rows, self.vocab_size, self.config)
