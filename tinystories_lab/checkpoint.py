@@ -49,11 +49,8 @@ def checkpoint_of(
     checkpoint = {"step": step, "model": model.state_dict(), "model_config": asdict(model.config)}
     checkpoint |= {"tokenizer_sha256": tokenizer_sha256, **plain}
     if optimizer is not None and scaler is not None:
-        checkpoint |= {
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-        }
+        checkpoint |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        checkpoint["torch_rng"] = torch.get_rng_state()
     return checkpoint
 
 
