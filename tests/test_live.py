@@ -31,6 +31,7 @@ def shown(monkeypatch):
     display = Display()
     monkeypatch.setattr(live, "display", display)
     monkeypatch.setattr(live, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(live, "SHARE_OF_TIME", float("inf"))
     monkeypatch.setattr(live, "STORY_SECONDS", 0.0)
     return display
 
@@ -68,8 +69,9 @@ def test_a_run_is_one_display_drawn_anew(start, shown):
     assert all(page.count("<img") == 1 for page in shown.pages)
 
 
-def test_between_rows_that_come_fast_nothing_is_drawn(start, shown, monkeypatch):
-    monkeypatch.setattr(live, "REFRESH_SECONDS", 1_000.0)
+@pytest.mark.parametrize("limit", [{"REFRESH_SECONDS": 1_000.0}, {"SHARE_OF_TIME": 1e-6}])
+def test_between_rows_that_come_fast_nothing_is_drawn(start, shown, monkeypatch, limit):
+    monkeypatch.setattr(live, *limit.popitem())
     list(start())
     assert len(shown.pages) == 2, "the first row and the end"
 

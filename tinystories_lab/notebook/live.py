@@ -8,6 +8,7 @@ from IPython.display import display
 from tqdm import tqdm
 
 from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, model_of
+from tinystories_lab.device import choose_device
 from tinystories_lab.estimate import duration
 from tinystories_lab.generate import PROMPTS, tell
 from tinystories_lab.model import GPTConfig
@@ -18,6 +19,7 @@ from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.tokenizer import load_tokenizer
 
 REFRESH_SECONDS = 5.0  # faster updates freeze a browser
+SHARE_OF_TIME = 0.03  # for drawing and telling, at most: a fast GPU waits for them
 STORY_SECONDS = 20.0
 STORY_TOKENS = 80
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # fits a phone
@@ -40,15 +42,16 @@ class LiveRun:
         self._display = None
 
     def __iter__(self) -> Iterator[Row]:
-        drawn, state = -REFRESH_SECONDS, "stopped by what stands below"
+        due, state = 0.0, "stopped by what stands below"
         try:
             for row in self.rows:
                 if self._row is None:
                     self._first_step, self._started = row.get("resumed_from", 0), time.monotonic()
                 self._row = row
-                if time.monotonic() - drawn > REFRESH_SECONDS:
+                if (began := time.monotonic()) > due:
                     self._draw("training")
-                    drawn = time.monotonic()
+                    ended = time.monotonic()
+                    due = ended + max(REFRESH_SECONDS, (ended - began) / SHARE_OF_TIME)
                 yield row
             state = "finished"
         except (KeyboardInterrupt, GeneratorExit) as ending:
@@ -94,7 +97,7 @@ class LiveRun:
             tokenizer = load_tokenizer(self.run_dir / "tokenizer.json")
         except (OSError, ValueError):
             return  # a disk in trouble: `train` says so, and goes on
-        told = tell(model_of(checkpoint), tokenizer, PROMPTS[0], STORY_TOKENS, seed=0)
+        told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, PROMPTS[0], STORY_TOKENS, seed=0)
         ending = "" if told["ended"] else " ..."
         self._story = (f"told by the model of step {checkpoint['step']:,}", told["story"] + ending)
         self._told = written, time.monotonic()
