@@ -104,11 +104,14 @@ def test_the_story_is_by_the_newest_checkpoint(start, shown):
     assert "Once upon a time" in shown.pages[-1]
 
 
-def test_a_checkpoint_that_cannot_be_read_costs_the_story_and_not_the_run(start, shown, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise ValueError("damaged")
+@pytest.mark.parametrize(
+    ("step_of_it", "error"), [("load_checkpoint", ValueError("damaged")), ("tell", torch.OutOfMemoryError("full"))]
+)
+def test_a_story_that_cannot_be_told_does_not_cost_the_run(start, shown, monkeypatch, step_of_it, error):
+    def refuse(*_, **__):
+        raise error
 
-    monkeypatch.setattr(live, "load_checkpoint", refuse)
+    monkeypatch.setattr(live, step_of_it, refuse)
     assert [row["step"] for row in start()][-1] == 12
     assert "comes with the first checkpoint" in shown.pages[-1]
 

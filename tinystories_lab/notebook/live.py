@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from IPython.display import display
 from tqdm import tqdm
 
@@ -95,9 +96,9 @@ class LiveRun:
             written = path.stat().st_mtime_ns
             checkpoint = load_checkpoint(path, MODEL_KEYS)
             tokenizer = load_tokenizer(self.run_dir / "tokenizer.json")
-        except (OSError, ValueError):
-            return  # a disk in trouble: `train` says so, and goes on
-        told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, PROMPTS[0], STORY_TOKENS, seed=0)
+            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, PROMPTS[0], STORY_TOKENS, seed=0)
+        except (OSError, ValueError, torch.OutOfMemoryError):
+            return  # a disk in trouble, which `train` tells of, or a GPU that the run fills: it goes on without
         ending = "" if told["ended"] else " ..."
         self._story = (f"told by the model of step {checkpoint['step']:,}", told["story"] + ending)
         self._told = written, time.monotonic()
