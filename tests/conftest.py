@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.trainer import train
 
 # Notebooks run in kernels of their own, which inherit this: the smallest preset, in a folder that goes afterwards.
@@ -68,6 +69,12 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     micro.make_data(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(data_dir):
+    """The one of that folder. Shared by all tests, too."""
+    return load_tokenizer(data_dir / "tokenizer.json")
 
 
 @pytest.fixture(scope="session")

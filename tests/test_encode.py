@@ -11,17 +11,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from tinystories_lab import encode
 from tinystories_lab.encode import StoryEncoder, encode_stories
-from tinystories_lab.tokenizer import load_tokenizer
 
 WORDS = st.sampled_from(
     ["the", " cat's", "  ", "\n\n", "I'll", "'S", " 42nd", "3.14", "_", "!!", "\t", "<|", "<|pad|>", "é", "½", "”"]
 )
 TEXT = st.lists(WORDS | st.text(st.characters(max_codepoint=127), max_size=4) | st.text(max_size=3)).map("".join)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(data_dir):
-    return load_tokenizer(data_dir / "tokenizer.json")
 
 
 def ids(data):

@@ -10,7 +10,6 @@ import torch
 from tinystories_lab import estimate
 from tinystories_lab.estimate import (
     budget,
-    count_parameters,
     count_stories,
     duration,
     measure_speed,
@@ -19,7 +18,7 @@ from tinystories_lab.estimate import (
     seconds_to_prepare,
     seconds_to_write,
 )
-from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.model import GPTConfig, GPTMini, count_parameters
 from tinystories_lab.presets import PRESETS
 from tinystories_lab.stories import load_stories
 from tinystories_lab.tokenizer import train_tokenizer, write_bin

@@ -20,7 +20,6 @@ from tinystories_lab.generate import (
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.sampling import draw, next_token_probabilities
 from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenizer import load_tokenizer
 
 MICRO = GPTConfig(vocab_size=300, n_layer=2, n_head=2, d_model=32, max_len=16)
 START = [5, 6, 7]
@@ -36,11 +35,6 @@ def model():
             if parameter.ndim == 2:
                 parameter.mul_(8)
     return model
-
-
-@pytest.fixture(scope="module")
-def tokenizer(data_dir):
-    return load_tokenizer(data_dir / "tokenizer.json")
 
 
 def greedy(model, ids, count):

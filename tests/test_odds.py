@@ -13,18 +13,12 @@ from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.odds import likely_next, logits_after, odds_of_text, token_text
 from tinystories_lab.sampling import next_token_probabilities
 from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model(model_config):
     torch.manual_seed(0)
     return GPTMini(model_config).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(data_dir):
-    return load_tokenizer(data_dir / "tokenizer.json")
 
 
 token_ids = st.integers(0, 299)

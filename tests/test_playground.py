@@ -19,14 +19,8 @@ from tinystories_lab.notebook.playground import story_playground
 from tinystories_lab.notebook.telling import begin, odds_html, story_html, tell_in_beats
 from tinystories_lab.odds import likely_next
 from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenizer import load_tokenizer
 
 SETTINGS = {"temperature": 0.8, "top_k": 50, "top_p": None, "seed": 0}  # as the sliders stand at first
-
-
-@pytest.fixture(scope="module")
-def tokenizer(data_dir):
-    return load_tokenizer(data_dir / "tokenizer.json")
 
 
 @pytest.fixture

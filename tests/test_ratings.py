@@ -11,7 +11,7 @@ from tinystories_lab import ratings
 from tinystories_lab.model import GPTMini
 from tinystories_lab.ratings import RATED, average_ratings, blind_deck, cut, opening, save_rating, unrated
 from tinystories_lab.runlog import append_row, read_rows
-from tinystories_lab.tokenizer import load_tokenizer, write_bin
+from tinystories_lab.tokenizer import write_bin
 
 MARKS = {"grammar": 4, "coherence": 0, "fun": 5}
 
@@ -20,11 +20,6 @@ MARKS = {"grammar": 4, "coherence": 0, "fun": 5}
 def model(model_config):
     torch.manual_seed(0)
     return GPTMini(model_config).eval()
-
-
-@pytest.fixture
-def tokenizer(data_dir):
-    return load_tokenizer(data_dir / "tokenizer.json")
 
 
 def test_a_deck_is_five_told_and_three_real_stories_that_the_model_was_not_given(model, tokenizer, data_dir, stories):

@@ -3,9 +3,8 @@
 import ipywidgets
 import pytest
 
-from tinystories_lab.estimate import count_parameters
 from tinystories_lab.merges import merge_history, merges
-from tinystories_lab.model import GPTConfig
+from tinystories_lab.model import GPTConfig, count_parameters
 from tinystories_lab.notebook import show
 from tinystories_lab.notebook.sliders import budget_sliders, merge_slider
 from tinystories_lab.presets import PRESETS

@@ -6,9 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
-from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.model import GPTConfig, count_parameters
 from tinystories_lab.presets import Workspace, load_config
 from tinystories_lab.review import BOOK_RESULTS, bits_per_byte
 from tinystories_lab.runlog import Row, read_log
@@ -30,8 +28,6 @@ def run_row(run_dir: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no finished evaluation in {run_dir / 'loss.jsonl'}: run 03_train (or `train` in the shell) first"
         )
-    with torch.device("meta"):  # counted without memory
-        parameters = GPTMini(GPTConfig(**config["model"])).count_parameters()
     tokens, seconds = log[-1]["tokens"], log[-1]["seconds"]
     return {
         "run": run_dir.name,
@@ -40,7 +36,7 @@ def run_row(run_dir: str | Path) -> dict[str, Any]:
         "minutes": seconds / 60,
         "tokens a second": round(tokens / max(seconds, 0.01)),
         "tokens read": tokens,
-        "parameters": parameters,
+        "parameters": count_parameters(GPTConfig(**config["model"])),
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tinystories_lab.device import choose_device, choose_dtype
-from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.model import GPTConfig, count_parameters
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.review import BOOK_RESULTS
 from tinystories_lab.sources import HUB_STORIES, TOYLAND_STORIES, find_file
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 CPU_TOKENS = 2_048  # a step of so many tells a CPU's speed as well as one of more
 WARM_UP, TRIAL = 100, 4_000  # stories: to get going, and to be timed
 HERE = "this machine"
-
-
-def count_parameters(model_config: GPTConfig) -> int:
-    """How many values a model of this shape learns, counted on the real network without memory for its weights."""
-    with torch.device("meta"):
-        return GPTMini(model_config).count_parameters()
 
 
 def budget(

@@ -162,3 +162,9 @@ class GPTMini(nn.Module):
     def count_parameters(self) -> int:
         """Number of trainable values; the shared embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def count_parameters(config: GPTConfig) -> int:
+    """How many values a model of this shape learns, counted on the real network without memory for its weights."""
+    with torch.device("meta"):
+        return GPTMini(config).count_parameters()
