@@ -39,8 +39,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """The fault harness takes a minute and a half in a process of its own: its tests come last before the notebooks'."""
-    items.sort(key=lambda item: (item.path.suffix == ".ipynb", item.path.stem == "test_faults"))
+    """The fault harness takes a minute and a half in a process of its own: its tests, and what fills both cores, come last."""
+    busy = ("test_browser", "test_colab_path")
+    items.sort(key=lambda item: (item.path.suffix == ".ipynb", item.path.stem in busy, item.path.stem == "test_faults"))
 
 
 def pytest_collection_finish(session):

@@ -29,9 +29,11 @@ def test_as_many_processes_were_killed_as_asked(table, request):
 
 def test_a_kill_costs_at_most_the_steps_since_the_last_save(table):
     for fault, (_, lost, _) in table.items():
-        if "SIGKILL" in fault:
+        if "SIGKILL" in fault and "machine" not in fault:
             assert lost <= CONFIG.save_every, fault
-        if "thread" in fault:  # the newest save may not have been on disk yet, but the one before it was
+        if (
+            "thread" in fault or "SIGKILL, and the machine" in fault
+        ):  # the newest may not have been written, or copied, yet
             assert lost <= 2 * CONFIG.save_every, fault
 
 
