@@ -222,10 +222,10 @@ class Run:
         return child.exitcode
 
     def count_lost(self) -> None:
-        """How far the log got beyond the checkpoint that the next session goes on from."""
+        """How far the log got beyond the checkpoint that the next session goes on from, be it here or on the mirror."""
         rows = micro.log_of(self.run_dir)
         with warnings.catch_warnings(action="ignore"):
-            newest = latest_checkpoint(self.run_dir)
+            newest = latest_checkpoint(self.run_dir, self.mirror_dir)
             self.lost = max(self.lost, (rows[-1]["step"] if rows else 0) - (step_of(newest) if newest else 0))
 
     def lose_the_machine(self) -> None:
