@@ -286,9 +286,7 @@ def killed_and_machine_lost(lab: Lab, kills: int) -> Result:
     while result.times < kills:
         run, landed = lab.run(mirrored=True), 0
         while result.times + landed < kills and not (run.run_dir / "final.pt").exists():
-            # As slow as real steps beside a copy: else all forty may be over before the first copy has had its turn.
-            seconds = lab.random.uniform(0, 1.5 * lab.seconds + 0.02 * CONFIG.total_steps)
-            landed += run.go_until(signal.SIGKILL, seconds, slowly) == -signal.SIGKILL
+            landed += run.go_until(signal.SIGKILL, lab.random.uniform(0, 1.5 * lab.seconds)) == -signal.SIGKILL
             run.lose_the_machine()
         result.add(run, landed)
     return result
