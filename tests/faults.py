@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from tinystories_lab import checkpoint as checkpoint_module
 from tinystories_lab import copies, files, keeper, mirror
 from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
 from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.runlog import read_log
 from tinystories_lab.trainer import train
 
 os.environ["OMP_NUM_THREADS"] = "1"  # sums go by thread
@@ -209,7 +210,8 @@ class Run:
         """One session to its end; returns the exit code."""
         with self.process(fault) as child:
             pass
-        self.count_lost()
+        if not self.mirror_root:
+            self.count_lost()
         return child.exitcode
 
     def go_until(self, number: int, seconds: float, fault: Callable[[int], None] | None = None) -> int:
@@ -217,23 +219,27 @@ class Run:
         with self.process(fault) as child:
             time.sleep(seconds)
             if child.is_alive():
-                os.kill(child.pid, number)
-        self.count_lost()
+                with suppress(ProcessLookupError):  # it may have ended by itself just now
+                    os.kill(child.pid, number)
+        if not self.mirror_root:
+            self.count_lost()
         return child.exitcode
 
     def count_lost(self) -> None:
-        """How far the log got beyond the checkpoint that the next session goes on from, be it here or on the mirror."""
+        """How far the log got beyond the checkpoint that the next session goes on from."""
         rows = micro.log_of(self.run_dir)
         with warnings.catch_warnings(action="ignore"):
-            newest = latest_checkpoint(self.run_dir, self.mirror_dir)
-            self.lost = max(self.lost, (rows[-1]["step"] if rows else 0) - (step_of(newest) if newest else 0))
+            self.count(rows[-1]["step"] if rows else 0, latest_checkpoint(self.run_dir))
 
     def lose_the_machine(self) -> None:
-        """What is left is what the mirror has."""
-        rows = micro.log_of(self.run_dir)
-        shutil.rmtree(self.run_dir, ignore_errors=True)
-        newest = latest_checkpoint(self.run_dir, self.mirror_dir)
-        self.lost = max(self.lost, (rows[-1]["step"] if rows else 0) - (step_of(newest) if newest else 0))
+        """What is left is what the mirror has: of that, nothing may be lost that the log said to be there."""
+        with warnings.catch_warnings(action="ignore"):
+            said = [row.get("mirrored_step") or 0 for row in read_log(self.run_dir / "loss.jsonl")]
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            self.count(max(said, default=0), latest_checkpoint(self.run_dir, self.mirror_dir))
+
+    def count(self, reached: int, newest: Path | None) -> None:
+        self.lost = max(self.lost, reached - (step_of(newest) if newest else 0))
 
     def finish(self) -> bool:
         """Resume until the end; returns whether the run equals the uninterrupted one."""

@@ -24,6 +24,7 @@ from tinystories_lab.checkpoint import (
     step_checkpoints,
     write_checkpoint,
 )
+from tinystories_lab.copies import list_copy
 from tinystories_lab.model import GPTConfig, GPTMini, rope_tables
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.state import TrainState
@@ -283,11 +284,25 @@ def test_a_damaged_mirror_gives_way_to_its_other_slot_and_is_named(tmp_path):
     with pytest.warns(UserWarning, match=r"skipped: .*last\.1\.pt is damaged"):
         assert latest_checkpoint(tmp_path / "here", tmp_path / "there") == slots[0]
     slots[0].write_bytes(b"")
+    for slot in slots:
+        list_copy(slot.parent, slot.name, {})
     with (
         pytest.warns(UserWarning),
         pytest.raises(ValueError, match=r"none of the run's checkpoints can be read \(.*last\.0\.pt, .*last\.1\.pt\)"),
     ):
         latest_checkpoint(tmp_path / "here", tmp_path / "there")
+
+
+def test_a_first_copy_cut_off_is_no_checkpoint_and_the_run_starts_anew(tmp_path, good_file):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (there / "last.0.pt").write_bytes(good_file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"skipped: .*last\.0\.pt is damaged"):
+        assert latest_checkpoint(here, there) is None, "never listed as a copy: the machine went while it was made"
+    (here / "last.pt").write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"can be read \(.*last\.pt\)"):
+        latest_checkpoint(here, there)
 
 
 def test_a_disk_that_fails_is_not_a_run_without_checkpoints(tmp_path, good_file, monkeypatch):

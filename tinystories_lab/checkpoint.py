@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tinystories_lab.copies import read_manifest
 from tinystories_lab.files import replace_whole
 from tinystories_lab.model import GPTConfig, GPTMini
 
@@ -123,6 +124,7 @@ def latest_checkpoint(run_dir: str | Path, mirror_dir: str | Path | None = None)
 
     The candidates are last.pt and step_NNNNN.pt in `run_dir` and the slots in `mirror_dir` (see `Mirror`); each is read
     whole. Warns of each that it skips. Raises ValueError when some exist but none verifies: starting anew would hide that.
+    A slot that the mirror's manifest does not list was cut off in the first copy, and does not count as one.
     """
     candidates = [Path(run_dir) / "last.pt", *step_checkpoints(run_dir)]
     candidates += [Path(mirror_dir) / slot for slot in MIRROR_SLOTS] if mirror_dir else []
@@ -134,7 +136,8 @@ def latest_checkpoint(run_dir: str | Path, mirror_dir: str | Path | None = None)
             continue
         except (OSError, ValueError) as error:  # OSError: a disk may fail or go
             warnings.warn(f"skipped: {error}", stacklevel=2)
-            skipped.append(path)
+            if path.name not in MIRROR_SLOTS or isinstance(error, OSError) or path.name in read_manifest(path.parent):
+                skipped.append(path)
         else:
             if step > newest_step:
                 newest, newest_step = path, step
