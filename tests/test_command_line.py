@@ -363,3 +363,15 @@ def test_help_tells_all_stages_and_options(tmp_path):
     ):
         assert word in told.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_export_writes_a_folder_that_loads_and_says_how_to_share_it(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    status, output, _ = command("export")
+    folder = RUN / "hugging_face"
+    assert status == 0 and f"hf upload YOU/{RUN.name} {folder}" in output
+    for path in folder.iterdir():
+        assert f"{path.stat().st_size:,} bytes  {path}" in output
+    ours, back = load_model(RUN / "final.pt").state_dict(), load_model(folder).state_dict()
+    assert all(torch.equal(ours[name], back[name]) for name in ours)

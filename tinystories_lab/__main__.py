@@ -1,4 +1,4 @@
-"""The same five stages from a shell: python -m tinystories_lab [run|prepare|tokenizer|train|generate|retrospective]."""
+"""The same five stages from a shell: python -m tinystories_lab [run|prepare|tokenizer|train|generate|retrospective|export]."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from tinystories_lab.generate import PROMPTS
 from tinystories_lab.presets import PRESET_VARIABLE, PRESETS, move_aside, plan_workspace
 from tinystories_lab.ranks import from_first_rank, joined, rank, ranks
 from tinystories_lab.runlog import read_rows
-from tinystories_lab.stages import STAGES, fetch, has_data, mirror
+from tinystories_lab.stages import COMMANDS, STAGES, fetch, has_data, mirror
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,10 +33,10 @@ def run(arguments: list[str] | None) -> int:
         description="Train a small language model on stories, in five stages; `run`, the default, is all of them.",
         epilog="Several GPUs: torchrun --nproc_per_node=N -m tinystories_lab train ... Finished work is not done again, and training goes on from its last checkpoint. All files lie in "
         "data/ and runs/ below the current folder.\n\n"
-        + "\n".join(f"  {name:14}{stage.__doc__}" for name, stage in STAGES.items()),
+        + "\n".join(f"  {name:14}{stage.__doc__}" for name, stage in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", nargs="?", default="run", choices=["run", *STAGES])
+    parser.add_argument("stage", nargs="?", default="run", choices=["run", *COMMANDS])
     parser.add_argument(
         "--preset",
         default="auto",
@@ -77,7 +77,7 @@ def run(arguments: list[str] | None) -> int:
                 print(f"the run so far was moved aside to {aside}")
             fetch(lab)
         from_first_rank(None)  # the others wait for its data
-        stages = list(STAGES.values()) if options.stage == "run" else [STAGES[options.stage]]
+        stages = list(STAGES.values()) if options.stage == "run" else [COMMANDS[options.stage]]
         if options.stage == "run" and has_data(lab) and not (lab.data_dir / "stories").exists():
             stages = stages[2:]  # the data was fetched, and the stories it was made of are not needed
         for stage in stages:

@@ -12,6 +12,7 @@ import torch
 
 from tinystories_lab.copies import read_manifest
 from tinystories_lab.files import replace_whole
+from tinystories_lab.llama import read_llama
 from tinystories_lab.model import GPTConfig, GPTMini
 
 MODEL_KEYS = {"step", "model", "model_config", "tokenizer_sha256"}
@@ -156,8 +157,11 @@ def step_checkpoints(run_dir: str | Path) -> list[Path]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> GPTMini:
-    """The model of a checkpoint (last.pt, step_NNNNN.pt or final.pt), in evaluation mode on `device`."""
-    return model_of(load_checkpoint(path, MODEL_KEYS), device)
+    """The model of a checkpoint (last.pt, step_NNNNN.pt or final.pt) or of a Llama's folder, in evaluation mode on `device`.
+
+    Raises FileNotFoundError and ValueError as `load_checkpoint` and `read_llama`.
+    """
+    return model_of(read_llama(path) if Path(path).is_dir() else load_checkpoint(path, MODEL_KEYS), device)
 
 
 def model_of(checkpoint: dict[str, Any], device: str | torch.device = "cpu") -> GPTMini:

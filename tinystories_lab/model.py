@@ -30,9 +30,10 @@ class GPTConfig:
     n_head: int = 8
     d_model: int = 320
     max_len: int = 512
+    hidden: int | None = None  # width of the SwiGLU, where it is not the usual: see d_hidden
 
     def __post_init__(self) -> None:
-        if min(self.vocab_size, self.n_layer, self.n_head, self.d_model, self.max_len) < 1:
+        if min(value for value in vars(self).values() if value is not None) < 1:
             raise ValueError(f"every value of {self} must be at least 1")
         if self.d_model % self.n_head or self.d_model // self.n_head % 2:
             raise ValueError(
@@ -41,8 +42,8 @@ class GPTConfig:
 
     @property
     def d_hidden(self) -> int:
-        """Width of the SwiGLU: 8/3 of d_model, which makes three matrices as large as the usual two, up to a multiple of 8."""
-        return math.ceil(8 * self.d_model / 3 / 8) * 8
+        """Width of the SwiGLU; the usual is 8/3 of d_model, up to a multiple of 8: three matrices as large as two of four times d_model."""
+        return self.hidden or math.ceil(8 * self.d_model / 3 / 8) * 8
 
 
 class Attention(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.compare import run_row
 from tinystories_lab.device import choose_device, choose_dtype
+from tinystories_lab.export import export_hugging_face
 from tinystories_lab.generate import tell_samples
 from tinystories_lab.mirror import DATA_FILES, Mirror
 from tinystories_lab.model import GPTMini
@@ -84,6 +85,14 @@ def retrospective(lab: Workspace) -> None:
     print(f"  files       {lab.run_dir.resolve()} and {lab.data_dir.resolve()}")
 
 
+def export_stage(lab: Workspace) -> None:
+    """final.pt -> hugging_face/ in the run's folder, which transformers loads"""
+    folder = export_hugging_face(lab.run_dir, lab.run_dir / "hugging_face")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.stat().st_size:12,} bytes  {path}")
+    print(f"to share it on the Hub: hf upload YOU/{lab.run_dir.name} {folder}")
+
+
 STAGES = {
     "prepare": prepare,
     "tokenizer": tokenizer,
@@ -91,6 +100,7 @@ STAGES = {
     "generate": generate_stage,
     "retrospective": retrospective,
 }
+COMMANDS = STAGES | {"export": export_stage}
 
 
 def has_data(lab: Workspace) -> bool:

@@ -1,0 +1,150 @@
+"""The Llama layout, both ways: what goes out comes back, what others made is read as they read it, what cannot be held is refused by name."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tinystories_lab.checkpoint import load_model
+from tinystories_lab.llama import to_llama
+from tinystories_lab.model import GPTConfig, GPTMini
+
+SHAPE = GPTConfig(vocab_size=60, n_layer=2, n_head=2, d_model=24, max_len=20)
+IDS = torch.arange(3 * 20).view(3, 20)
+
+
+def write(folder, config=SHAPE):
+    """A random GPTMini in Llama's layout below `folder`; returns it."""
+    torch.manual_seed(0)
+    model = GPTMini(config).eval()
+    for parameter in model.parameters():  # norms too, which would all start at 1
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    settings, tensors = to_llama(config, model.state_dict())
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_file(tensors, folder / "model.safetensors")
+    return model
+
+
+def change(folder, weights=None, **settings):
+    """Other settings and weights in such a folder; None takes a setting out."""
+    path = folder / "config.json"
+    now = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({name: value for name, value in now.items() if value is not None}))
+    if weights is not None:
+        tensors = load_file(folder / "model.safetensors")
+        save_file(weights(tensors), folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SHAPE, replace(SHAPE, n_layer=1, n_head=1), replace(SHAPE, n_head=6, d_model=48), replace(SHAPE, hidden=40)],
+)
+def test_what_is_written_in_llamas_layout_comes_back_equal(tmp_path, config):
+    model = write(tmp_path / "hf", config)
+    back = load_model(tmp_path / "hf")
+    assert back.config == config and not back.training
+    theirs, ours = back.state_dict(), model.state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def llama(tmp_path, **changes):
+    """A Llama as transformers makes and keeps it."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 50, "max_position_embeddings": 20, "rms_norm_eps": 1e-5, "initializer_range": 0.3}
+    model = LlamaForCausalLM(LlamaConfig(**shape | {"tie_word_embeddings": True} | changes)).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_llama_that_others_made_gives_the_logits_that_it_gives_there(tmp_path, dtype):
+    llama(tmp_path).to(dtype).save_pretrained(tmp_path / "theirs")
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
+    ours = load_model(tmp_path / "theirs")
+    assert ours.config.d_hidden == 50 and ours.tok_emb.weight.dtype == torch.float32
+    with torch.no_grad():
+        difference = (ours(IDS)[0] - theirs(IDS).logits).abs().max()
+    assert difference < 1e-4
+
+
+def test_an_output_head_that_equals_the_embedding_is_the_embedding(tmp_path):
+    write(tmp_path / "hf")
+    change(tmp_path / "hf", lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    assert load_model(tmp_path / "hf").config == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is gelu, not silu"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads is 1, not 2"),
+        ({"head_dim": 8}, "head_dim is 8, not 12"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06, not 1e-05"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is 1e-06, not 1e-05"),  # what counts there where nothing is said
+        ({"attention_bias": True}, "attention_bias is True, not False"),
+        ({"mlp_bias": True}, "mlp_bias is True, not False"),
+        ({"rope_theta": 500_000.0}, "rope_theta is 500000.0, not 10000.0"),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, "rope_theta is 5.0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is linear, not default"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is linear, not default"),
+        ({"model_type": "gpt2"}, "model_type is gpt2, not llama"),
+        ({"hidden_act": "relu", "mlp_bias": True}, "hidden_act is relu, not silu; mlp_bias is True"),
+    ],
+)
+def test_what_gptmini_cannot_hold_is_refused_by_name(tmp_path, settings, named):
+    write(tmp_path / "hf")
+    change(tmp_path / "hf", **settings)
+    with pytest.raises(ValueError, match=r"GPTMini cannot hold the model in .*hf") as refused:
+        load_model(tmp_path / "hf")
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "named"),
+    [
+        (lambda t: t | {"model.layers.1.mlp.up_proj.bias": torch.ones(64)}, "model.layers.1.mlp.up_proj.bias"),
+        (lambda t: t | {"lm_head.weight": torch.zeros(60, 24)}, "output head is its own, not embedding"),
+        (lambda t: {name: t[name] for name in t if "layers.1.mlp.up" not in name}, "lacks 'model.layers.1.mlp.up_proj"),
+        (lambda t: t | {"model.norm.weight": torch.ones(23)}, "model.norm.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, weights, named):
+    write(tmp_path / "hf")
+    change(tmp_path / "hf", weights)
+    with pytest.raises(ValueError, match=r"hf.*") as refused:
+        load_model(tmp_path / "hf")
+    assert named in str(refused.value)
+
+
+def test_real_llamas_with_grouped_heads_biases_or_a_head_of_their_own_are_refused(tmp_path):
+    for changes, named in (
+        ({"num_key_value_heads": 1}, "num_key_value_heads is 1, not 2"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"tie_word_embeddings": False}, "output head is its own"),
+        ({"hidden_act": "gelu"}, "hidden_act is gelu"),
+    ):
+        llama(tmp_path, **changes)
+        with pytest.raises(ValueError, match=named):
+            load_model(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_folder_without_a_model_says_what_is_missing(tmp_path, missing):
+    write(tmp_path / "hf")
+    (tmp_path / "hf" / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"there is no .*{missing}"):
+        load_model(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_torn_file_is_not_read(tmp_path, name):
+    write(tmp_path / "hf")
+    content = (tmp_path / "hf" / name).read_bytes()
+    (tmp_path / "hf" / name).write_bytes(content[:-9])
+    with pytest.raises(ValueError, match="holds no Llama that can be read"):
+        load_model(tmp_path / "hf")
