@@ -70,8 +70,8 @@ def machine(tmp_path, data_dir):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(mirror, "GIVE_UP_SECONDS", 0.1)
+    monkeypatch.setattr(mirror, "_FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(mirror, "_GIVE_UP_SECONDS", 0.1)
 
 
 def until(condition, seconds=20.0):
@@ -335,7 +335,7 @@ def test_retries_come_ever_more_slowly(machine, monkeypatch):
 
     copy = machine.mirror()
     copy._closing = Closing()
-    monkeypatch.setattr(mirror, "GIVE_UP_SECONDS", 0)
+    monkeypatch.setattr(mirror, "_GIVE_UP_SECONDS", 0)
     machine.root.parent.rmdir()
     copy._work()  # the loop of its thread
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
