@@ -16,9 +16,9 @@ from tinystories_lab.session import Claim
 # Drive keeps what is deleted or replaced in its trash, counted against the quota, and a rename is not atomic there: a
 # small fixed set of files is rewritten in place. last.pt and the log go in pairs: while one pair is being written, the
 # other is whole.
-SLOTS = dict(zip(MIRROR_SLOTS, ("loss.0.jsonl", "loss.1.jsonl"), strict=True))
-RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
-RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
+_SLOTS = dict(zip(MIRROR_SLOTS, ("loss.0.jsonl", "loss.1.jsonl"), strict=True))
+_RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
+_RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
 DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
 _BEAT_SECONDS = 60  # how often a writer says that it lives
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 5, 300
@@ -60,11 +60,11 @@ class Mirror:
         newest = latest_checkpoint(self.run_dir, self.mirror_dir)
         fetched = newest is not None and newest.parent == self.mirror_dir
         if fetched:  # the log first: without last.pt an interrupted fetch is done again
-            for source, name in ((self.mirror_dir / SLOTS[newest.name], "loss.jsonl"), (newest, "last.pt")):
+            for source, name in ((self.mirror_dir / _SLOTS[newest.name], "loss.jsonl"), (newest, "last.pt")):
                 if source.exists():
                     with replace_whole(self.run_dir / name) as copy:
                         copy.write(source.read_bytes())
-        fetch_files(self.mirror_dir, self.run_dir, RUN_FILES, replace=fetched)
+        fetch_files(self.mirror_dir, self.run_dir, _RUN_FILES, replace=fetched)
         fetch_files(self.data_mirror_dir, self.data_dir, DATA_FILES)
         return fetched
 
@@ -133,7 +133,7 @@ class Mirror:
         """One pass: everything that is not there as it is here."""
         self._take()
         self._copy_checkpoint()
-        files = [(self.run_dir / name, self.mirror_dir / name) for name in RUN_FILES]
+        files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
         files += [(self.data_dir / name, self.data_mirror_dir / name) for name in DATA_FILES]
         for source, target in files:
             if source.exists() and not is_listed(source, target):
@@ -148,13 +148,13 @@ class Mirror:
         if not last.exists():
             return
         if not self._slot_steps:
-            self._slot_steps = {slot: _step_in(slot) for slot in map(self.mirror_dir.joinpath, SLOTS)}
+            self._slot_steps = {slot: _step_in(slot) for slot in map(self.mirror_dir.joinpath, _SLOTS)}
         older, newest = sorted(self._slot_steps, key=self._slot_steps.__getitem__)
         if not is_listed(last, newest):
             with open(last, "rb") as source:  # opened before the log is copied: the log has every row of its steps
                 if log.exists():
                     with open(log, "rb") as rows:
-                        copy_in_place(rows, self.mirror_dir / SLOTS[older.name])
+                        copy_in_place(rows, self.mirror_dir / _SLOTS[older.name])
                 entry = copy_in_place(source, older)
             newest = older
             self._slot_steps[newest] = load_checkpoint(newest)["step"]  # what counts is what is there
