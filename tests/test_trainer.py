@@ -26,8 +26,9 @@ from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.runlog import append_row, read_log, read_rows
 from tinystories_lab.state import resume_sentence
+from tinystories_lab.step import evaluate
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
-from tinystories_lab.trainer import evaluate, train
+from tinystories_lab.trainer import train
 
 ROW_KEYS = {"step", "train_loss", "lr", "grad_norm", "tokens", "skipped_updates", "loss_scale"}
 ROW_KEYS |= {"tokens_per_second", "seconds", "eta_seconds"}

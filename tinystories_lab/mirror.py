@@ -31,9 +31,8 @@ class Mirror:
     `fetch` brings back what this machine lacks. Within `with mirror:` the copies are claimed for this session, and a
     thread copies what has changed at every `update()`, and a last time at the end; training never waits for it. A disk
     that fails or goes (the parent of `root` is then not there) costs the copy alone: `trouble` says what is wrong, and
-    the thread tries again, ever more slowly. `step` is that of the newest checkpoint read back from there, None before the first.
-
-    "Mirrored" is not "safe": Drive uploads at some later time what was written.
+    the thread tries again, ever more slowly. `step` is that of the newest checkpoint read back from there, None before
+    the first. "Mirrored" is not "safe": Drive uploads at some later time what was written.
     """
 
     def __init__(self, run_dir: str | Path, data_dir: str | Path, root: str | Path) -> None:
