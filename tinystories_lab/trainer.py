@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tinystories_lab.checkpoint import latest_checkpoint
+from tinystories_lab.compiling import compile_where_it_pays
 from tinystories_lab.copies import sha256_of
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.keeper import Keeper, writes_beside
@@ -21,7 +22,7 @@ from tinystories_lab.recipe import TrainConfig, seq_len_at
 from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.session import endings_raise, one_writer, signals_wait
 from tinystories_lab.state import TrainState, resume_sentence
-from tinystories_lab.step import check_loss, compile_where_it_pays, evaluate, take_step_that_fits
+from tinystories_lab.step import check_loss, evaluate, take_step
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 
 
@@ -46,7 +47,7 @@ def train(
 
     last.pt is saved every `save_every` steps, before each evaluation, after `save_minutes`, and when the loop is left in
     any way: break, exception, Ctrl-C, SIGTERM. The next call goes on exactly there. A save that fails warns, and training
-    goes on. On a GPU a thread writes, while training goes on. At the end final.pt holds the model alone.
+    goes on. At the end final.pt holds the model alone.
 
     Raises at the call, before anything is written: ValueError or FileNotFoundError when data, model and run do not fit
     together. Raises in the loop: BlockingIOError while another session trains this run; FloatingPointError when the loss
@@ -131,7 +132,7 @@ def _run_steps(
                 started = time.perf_counter()
                 batch = my_rows(loader.batch(state.step, seq_len))
                 may_split = state.step == first_step and ranks() == 1
-                loss, grad_norm = take_step_that_fits(state, batch, dtype, may_split)
+                loss, grad_norm = take_step(state, batch, dtype, may_split)
                 row_due = config.is_logged(state.step)
                 keep_due = state.step % config.keep_every == 0
                 save_due = state.step == config.next_save(state.step - 1)
@@ -141,8 +142,8 @@ def _run_steps(
                 state.seconds += time.perf_counter() - started
                 if row_due:
                     seconds_per_step = (state.seconds - row_seconds) / (state.step - row_step)
-                    state.row = state.new_row(loss.item(), grad_norm.item(), seconds_per_step) | marks
-                    state.row |= {"mirrored_step": mirror.step} if mirror else {}
+                    mirrored = {"mirrored_step": mirror.step} if mirror else {}
+                    state.row = state.new_row(loss.item(), grad_norm.item(), seconds_per_step) | marks | mirrored
                     row_step, row_seconds, marks = state.step, state.seconds, {}
                 if state.step == config.total_steps:  # before last.pt says that all is done
                     keeper.save("final.pt")
