@@ -426,7 +426,7 @@ def another_machine(machine):
 
 
 def test_a_machine_that_lives_keeps_the_mirror(machine, monkeypatch):
-    monkeypatch.setattr(session, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(session, "_POLL_SECONDS", 0.05)
     another_machine(machine)
     threading.Timer(0.2, another_machine, (machine,)).start()
     with pytest.raises(BlockingIOError, match="elsewhere is training this run"), machine.mirror():
