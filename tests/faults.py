@@ -65,7 +65,7 @@ def session(
         sys.stdout = sys.stderr = log
         torch.set_num_threads(1)
         torch.manual_seed(random.SystemRandom().randrange(2**32))
-        mirror.FIRST_RETRY_SECONDS, mirror.GIVE_UP_SECONDS = 0.01, 1
+        mirror._FIRST_RETRY_SECONDS, mirror._GIVE_UP_SECONDS = 0.01, 1
         try:
             if fault:
                 fault(0)

@@ -285,7 +285,7 @@ def test_a_damaged_mirror_gives_way_to_its_other_slot_and_is_named(tmp_path):
         assert latest_checkpoint(tmp_path / "here", tmp_path / "there") == slots[0]
     slots[0].write_bytes(b"")
     for slot in slots:
-        list_copy(slot.parent, slot.name, {})
+        list_copy(slot, {})
     with (
         pytest.warns(UserWarning),
         pytest.raises(ValueError, match=r"none of the run's checkpoints can be read \(.*last\.0\.pt, .*last\.1\.pt\)"),

@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from notebooks import NOTEBOOKS, ROOT, repository
-from tinystories_lab.mirror import DATA_FILES, RUN_FILES, SLOTS
+from tinystories_lab.mirror import _RUN_FILES, _SLOTS, DATA_FILES
 
 COLAB = """
 from pathlib import Path
@@ -178,5 +178,5 @@ def test_drive_holds_the_same_few_files_whatever_happened(second_machine, third_
     assert before == after
     data, run = (f"tinystories_lab/{kind}/toyland-tiny/" for kind in ("data", "runs"))
     few = {data + name for name in (*DATA_FILES, "manifest.json")}
-    few |= {run + name for name in (*RUN_FILES, *SLOTS, *SLOTS.values(), "manifest.json", "writer.json")}
+    few |= {run + name for name in (*_RUN_FILES, *_SLOTS, *_SLOTS.values(), "manifest.json", "writer.json")}
     assert few - set(after) == {run + "ratings.jsonl"} and set(after) <= few, "all but the ratings, which nobody gave"

@@ -24,7 +24,7 @@ from tinystories_lab.presets import PRESETS, Preset, load_config
 from tinystories_lab.runlog import read_log, read_rows
 from tinystories_lab.session import one_writer
 from tinystories_lab.state import TrainState
-from tinystories_lab.step import take_step_that_fits
+from tinystories_lab.step import take_step
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer
 
 DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")
@@ -218,14 +218,14 @@ def test_wrong_usage_exits_2(here, capsys, arguments):
 
 def test_ctrl_c_during_training_exits_130_and_the_same_command_goes_on(finished, here, monkeypatch):
     def take_step_and_stop(state, *args, **options):
-        done = take_step_that_fits(state, *args, **options)
+        done = take_step(state, *args, **options)
         if state.step == 7:
             os.kill(os.getpid(), signal.SIGINT)
         return done
 
     shutil.copy(finished[0] / "stories.txt", here)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "take_step_that_fits", take_step_and_stop)
+        patch.setattr(trainer, "take_step", take_step_and_stop)
         status, output, errors = command("run")
     assert status == 130
     assert f"stopped; training is saved in {RUN / 'last.pt'}; the same command goes on from there" in errors
@@ -313,20 +313,20 @@ def test_too_little_memory_exits_1_and_says_what_to_do(finished, here, monkeypat
         raise torch.OutOfMemoryError("step 1: the GPU's memory does not hold 4 sequences: restart the session")
 
     shutil.copytree(finished[0] / DATA, here / DATA)
-    monkeypatch.setattr(trainer, "take_step_that_fits", run_out)
+    monkeypatch.setattr(trainer, "take_step", run_out)
     status, _, errors = command("train")
     assert status == 1 and errors.rstrip().endswith("restart the session") and "Traceback" not in errors
 
 
 def test_a_run_that_diverges_exits_1_and_says_what_to_change(finished, here, monkeypatch):
     def diverge(*args, **options):
-        loss, grad_norm = take_step_that_fits(*args, **options)
+        loss, grad_norm = take_step(*args, **options)
         return loss * float("nan"), grad_norm
 
     shutil.copytree(finished[0] / DATA, here / DATA)
     (here / RUN).mkdir(parents=True)
     shutil.copy(finished[0] / RUN / "samples.jsonl", here / RUN)
-    monkeypatch.setattr(trainer, "take_step_that_fits", diverge)
+    monkeypatch.setattr(trainer, "take_step", diverge)
     status, _, errors = command("train")
     assert status == 1 and "at step 1 the loss is nan" in errors and errors.rstrip().endswith("a lower peak_lr")
 

@@ -23,7 +23,7 @@ def folders(tmp_path):
     here.mkdir(), there.mkdir()
     (here / "a.txt").write_bytes(b"once upon a time")
     with open(here / "a.txt", "rb") as file:
-        list_copy(there, "a.txt", copy_in_place(file, there / "a.txt"))
+        list_copy(there / "a.txt", copy_in_place(file, there / "a.txt"))
     return here, there
 
 
@@ -31,7 +31,7 @@ def test_a_copy_is_listed_with_size_and_hash(folders):
     here, there = folders
     assert (there / "a.txt").read_bytes() == b"once upon a time"
     assert read_manifest(there) == {"a.txt": {"size": 16, "sha256": sha256_of(here / "a.txt")}}
-    assert is_listed(here / "a.txt", there, "a.txt")
+    assert is_listed(here / "a.txt", there / "a.txt")
 
 
 @pytest.mark.parametrize("where", ["here", "there"])
@@ -39,10 +39,10 @@ def test_a_file_that_changed_on_either_side_is_not_listed(folders, where):
     here, there = folders
     path = here if where == "here" else there
     (path / "a.txt").write_bytes(b"once upon a tim" + (b"x" if where == "here" else b""))
-    assert not is_listed(here / "a.txt", there, "a.txt")
+    assert not is_listed(here / "a.txt", there / "a.txt")
     (path / "a.txt").unlink()
     if where == "there":
-        assert not is_listed(here / "a.txt", there, "a.txt")
+        assert not is_listed(here / "a.txt", there / "a.txt")
 
 
 def test_a_copy_keeps_its_file_in_place(folders):
@@ -54,7 +54,7 @@ def test_a_copy_keeps_its_file_in_place(folders):
     copy_in_place(io.BytesIO(b"short"), there / "a.txt")
     assert (there / "a.txt").read_bytes() == b"short"
     before = (there / "manifest.json").stat().st_ino
-    list_copy(there, "b.txt", {"size": 1, "sha256": ""})
+    list_copy(there / "b.txt", {"size": 1, "sha256": ""})
     assert (there / "manifest.json").stat().st_ino == before and set(read_manifest(there)) == {"a.txt", "b.txt"}
 
 

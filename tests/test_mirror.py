@@ -15,7 +15,7 @@ import torch
 from tinystories_lab import mirror, session
 from tinystories_lab.checkpoint import MIRROR_SLOTS, load_checkpoint, write_checkpoint
 from tinystories_lab.copies import copy_in_place, read_json, read_manifest, sha256_of, write_json
-from tinystories_lab.mirror import DATA_FILES, RUN_FILES, SLOTS, Mirror
+from tinystories_lab.mirror import _RUN_FILES, _SLOTS, DATA_FILES, Mirror
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.runlog import append_row, read_log
 from tinystories_lab.state import TrainState
@@ -70,8 +70,8 @@ def machine(tmp_path, data_dir):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(mirror, "FIRST_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(mirror, "GIVE_UP_SECONDS", 0.1)
+    monkeypatch.setattr(mirror, "_FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(mirror, "_GIVE_UP_SECONDS", 0.1)
 
 
 def until(condition, seconds=20.0):
@@ -91,7 +91,7 @@ def test_checkpoints_go_to_two_slots_in_turn_each_with_the_log_of_its_steps(mach
         assert max(machine.slots().values()) == step
     assert sorted(machine.slots().values()) == [40, 50]
     for slot, step in machine.slots().items():
-        log = machine.mirror_dir / SLOTS[slot]
+        log = machine.mirror_dir / _SLOTS[slot]
         assert read_log(log)[-1]["step"] == step
         entry = read_manifest(machine.mirror_dir)[slot]
         assert entry == {
@@ -102,7 +102,7 @@ def test_checkpoints_go_to_two_slots_in_turn_each_with_the_log_of_its_steps(mach
 
 
 def test_the_files_on_the_mirror_are_few_stay_few_and_below_three_checkpoints(machine):
-    for name in RUN_FILES:
+    for name in _RUN_FILES:
         (machine.run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (machine.run_dir / name).write_bytes(b"x" * 10)
     write_checkpoint(machine.run_dir / "final.pt", machine.state.model_checkpoint())
@@ -111,7 +111,7 @@ def test_the_files_on_the_mirror_are_few_stay_few_and_below_three_checkpoints(ma
         write_checkpoint(machine.run_dir / f"step_{step:05d}.pt", machine.state.checkpoint())
         machine.copy()
     there = {path.name: path.stat().st_size for path in machine.mirror_dir.iterdir()}
-    assert set(there) <= {*RUN_FILES, *SLOTS, *SLOTS.values(), "manifest.json", "writer.json"}
+    assert set(there) <= {*_RUN_FILES, *_SLOTS, *_SLOTS.values(), "manifest.json", "writer.json"}
     assert sum(there.values()) < 3 * (machine.run_dir / "last.pt").stat().st_size
     assert {path.name for path in (machine.root / "data" / machine.data_dir.name).iterdir()} == {
         *DATA_FILES,
@@ -175,7 +175,7 @@ def test_a_copy_that_does_not_read_back_is_not_called_mirrored(machine, monkeypa
 
     def flip(source, target):
         entry = copy_in_place(source, target)
-        if target.name in SLOTS:
+        if target.name in _SLOTS:
             content = bytearray(target.read_bytes())
             content[len(content) // 2] ^= 255
             target.write_bytes(content)
@@ -220,7 +220,7 @@ def test_a_torn_manifest_costs_no_checkpoint(machine):
 
 def test_everything_comes_back_to_a_new_machine(machine, tmp_path):
     machine.save(10)
-    for name in RUN_FILES:
+    for name in _RUN_FILES:
         (machine.run_dir / name).write_bytes(name.encode())
     machine.copy()
     before = {path.name: path.read_bytes() for path in machine.run_dir.iterdir()}
@@ -335,7 +335,7 @@ def test_retries_come_ever_more_slowly(machine, monkeypatch):
 
     copy = machine.mirror()
     copy._closing = Closing()
-    monkeypatch.setattr(mirror, "GIVE_UP_SECONDS", 0)
+    monkeypatch.setattr(mirror, "_GIVE_UP_SECONDS", 0)
     machine.root.parent.rmdir()
     copy._work()  # the loop of its thread
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
@@ -426,7 +426,7 @@ def another_machine(machine):
 
 
 def test_a_machine_that_lives_keeps_the_mirror(machine, monkeypatch):
-    monkeypatch.setattr(session, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(session, "_POLL_SECONDS", 0.05)
     another_machine(machine)
     threading.Timer(0.2, another_machine, (machine,)).start()
     with pytest.raises(BlockingIOError, match="elsewhere is training this run"), machine.mirror():

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystories_lab.attention import QUERIES_AT_ONCE, apply_rope, causal_attention, rope_tables
-from tinystories_lab.model import TOKENS_AT_ONCE as AT_ONCE
+from tinystories_lab.attention import _QUERIES_AT_ONCE, apply_rope, causal_attention, rope_tables
+from tinystories_lab.model import _TOKENS_AT_ONCE as AT_ONCE
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.presets import PRESETS
 from tinystories_lab.recipe import TrainConfig, make_optimizer
@@ -179,7 +179,7 @@ def test_the_loss_holds_the_logits_of_one_part_only():
     assert sum(size == TOKENS_AT_ONCE * 5_000 for size in kept) <= 16, "logits were kept for the gradient"
 
 
-@pytest.mark.parametrize("T", [1, 5, QUERIES_AT_ONCE, QUERIES_AT_ONCE + 1, 3 * QUERIES_AT_ONCE + 7])
+@pytest.mark.parametrize("T", [1, 5, _QUERIES_AT_ONCE, _QUERIES_AT_ONCE + 1, 3 * _QUERIES_AT_ONCE + 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_in_parts_is_torchs_own(T, dtype):
     torch.manual_seed(0)

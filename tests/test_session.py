@@ -88,8 +88,8 @@ def dead_pid():
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(session, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(session, "STALE_SECONDS", 2)
+    monkeypatch.setattr(session, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(session, "_STALE_SECONDS", 2)
 
 
 def test_a_claim_is_taken_renewed_and_released(tmp_path):
@@ -104,7 +104,7 @@ def test_a_claim_is_taken_renewed_and_released(tmp_path):
 
 
 def test_a_writer_that_lives_is_refused(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(session, "STALE_SECONDS", 60)
+    monkeypatch.setattr(session, "_STALE_SECONDS", 60)
     path = another(tmp_path, 0)
     threading.Timer(0.1, another, (tmp_path, 0)).start()
     before = time.monotonic()
@@ -155,7 +155,7 @@ def test_a_clock_ahead_of_ours_costs_no_more_than_the_usual_wait(tmp_path, quick
 
 
 def test_a_writer_that_releases_while_waited_for_is_followed(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(session, "STALE_SECONDS", 60)
+    monkeypatch.setattr(session, "_STALE_SECONDS", 60)
     path = another(tmp_path, 0)
     threading.Timer(0.1, another, (tmp_path, time.time())).start()
     before = time.monotonic()
@@ -164,7 +164,7 @@ def test_a_writer_that_releases_while_waited_for_is_followed(tmp_path, quick, mo
 
 
 def test_a_sign_of_life_read_while_it_is_written_is_not_its_end(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(session, "STALE_SECONDS", 60)
+    monkeypatch.setattr(session, "_STALE_SECONDS", 60)
     path = another(tmp_path, 0)
     threading.Timer(0.05, path.write_text, ("",)).start()
     threading.Timer(0.2, another, (tmp_path, 0)).start()

@@ -12,7 +12,7 @@ from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.state import TrainState
-from tinystories_lab.step import take_step, take_step_that_fits
+from tinystories_lab.step import take_step
 
 
 def a_step(model_config, train_config, dtype=torch.float32, **changes):
@@ -167,7 +167,7 @@ def test_too_little_memory_at_the_first_step_halves_the_micro_batch_and_nothing_
     state, _ = a_step(model_config, train_config)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        loss, norm = take_step_that_fits(state, batch, torch.float32, may_split=True)
+        loss, norm = take_step(state, batch, torch.float32, may_split=True)
     assert state.config.micro_batches == micro_batches and state.config.batch_size == 4
     assert len(warned) == {1: 0, 2: 1, 4: 2}[micro_batches]
     assert all("the global batch and its data stay the same" in str(warning.message) for warning in warned)
@@ -183,7 +183,7 @@ def test_gradients_of_a_pass_that_ran_out_are_not_counted_twice(model_config, tr
     gpu_that_holds(monkeypatch, 4, also=lambda ids: next(calls) == 2)  # in the second micro-batch
     state, _ = a_step(model_config, train_config, micro_batches=2)
     with pytest.warns(UserWarning, match="4 micro-batches of 1"):
-        _, norm = take_step_that_fits(state, batch, torch.float32, may_split=True)
+        _, norm = take_step(state, batch, torch.float32, may_split=True)
     assert norm.item() == pytest.approx(expected[1].item(), rel=1e-3)
 
 
@@ -194,7 +194,7 @@ def test_when_one_sequence_does_not_fit_it_says_what_to_do(model_config, train_c
         pytest.warns(UserWarning),
         pytest.raises(torch.OutOfMemoryError, match="does not hold 1 sequences of 16 tokens"),
     ):
-        take_step_that_fits(state, batch, torch.float32, may_split=True)
+        take_step(state, batch, torch.float32, may_split=True)
     assert state.whole and state.step == 0
 
 
@@ -202,7 +202,7 @@ def test_a_batch_that_cannot_be_halved_is_not_split(model_config, train_config, 
     gpu_that_holds(monkeypatch, 2)
     state, (x, y) = a_step(model_config, train_config, batch_size=3)
     with pytest.raises(torch.OutOfMemoryError, match="does not hold 3 sequences"):
-        take_step_that_fits(state, (x[:3], y[:3]), torch.float32, may_split=True)
+        take_step(state, (x[:3], y[:3]), torch.float32, may_split=True)
 
 
 def test_memory_that_runs_out_while_the_weights_move_is_not_tried_again(model_config, train_config, monkeypatch):
@@ -212,7 +212,7 @@ def test_memory_that_runs_out_while_the_weights_move_is_not_tried_again(model_co
     monkeypatch.setattr(torch.amp.GradScaler, "step", run_out)
     state, batch = a_step(model_config, train_config)
     with pytest.raises(torch.OutOfMemoryError, match="step 1"):
-        take_step_that_fits(state, batch, torch.float32, may_split=True)
+        take_step(state, batch, torch.float32, may_split=True)
     assert not state.whole, "some weights may have moved: this state must not be saved"
 
 
@@ -220,7 +220,7 @@ def test_too_little_memory_later_is_not_split_but_explained(model_config, train_
     gpu_that_holds(monkeypatch, 2)
     state, batch = a_step(model_config, train_config)
     with pytest.raises(torch.OutOfMemoryError, match=r"step 1: .*what was trained is kept: .*micro_batches \(now 1\)"):
-        take_step_that_fits(state, batch, torch.float32, may_split=False)
+        take_step(state, batch, torch.float32, may_split=False)
     assert all(p.grad is None for p in state.model.parameters())
 
 

@@ -19,15 +19,16 @@ import torch
 from micro import differences, log_of, same
 
 import tinystories_lab
-from tinystories_lab import keeper, recipe, step, trainer
+from tinystories_lab import compiling, keeper, recipe, step, trainer
 from tinystories_lab.checkpoint import load_checkpoint, load_model, write_checkpoint
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
 from tinystories_lab.runlog import append_row, read_log, read_rows
 from tinystories_lab.state import resume_sentence
+from tinystories_lab.step import evaluate
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
-from tinystories_lab.trainer import evaluate, train
+from tinystories_lab.trainer import train
 
 ROW_KEYS = {"step", "train_loss", "lr", "grad_norm", "tokens", "skipped_updates", "loss_scale"}
 ROW_KEYS |= {"tokens_per_second", "seconds", "eta_seconds"}
@@ -892,7 +893,7 @@ def test_a_model_that_cannot_be_compiled_is_trained_all_the_same(run, uninterrup
 
         return forward
 
-    monkeypatch.setattr(step, "choose_compile", lambda device, flops: (True, "for the test"))
+    monkeypatch.setattr(compiling, "choose_compile", lambda device, flops: (True, "for the test"))
     monkeypatch.setattr(torch, "compile", refuse)
     with pytest.warns(UserWarning, match=r"could not be compiled \(no C\+\+ compiler was found\): training goes on"):
         list(run(tmp_path))
@@ -909,7 +910,7 @@ def test_compiling_is_no_step_and_not_timed(run, uninterrupted, tmp_path, monkey
         called = []
         return forward
 
-    monkeypatch.setattr(step, "choose_compile", lambda device, flops: (True, "for the test"))
+    monkeypatch.setattr(compiling, "choose_compile", lambda device, flops: (True, "for the test"))
     monkeypatch.setattr(torch, "compile", slow_at_first)
     rows = list(run(tmp_path))
     assert rows[-1]["seconds"] < 1.0, "the time that compiling takes counts as training"
@@ -926,7 +927,7 @@ def test_a_compiled_run_that_was_interrupted_equals_one_that_was_not(
     def run(folder):
         return train(tmp_path / folder, data_dir, replace(model_config, n_layer=1), train_config, "cpu", torch.float32)
 
-    monkeypatch.setattr(step, "choose_compile", lambda device, flops: (True, "for the test"))
+    monkeypatch.setattr(compiling, "choose_compile", lambda device, flops: (True, "for the test"))
     for row in run("stopped"):
         if row["step"] == 9:
             break

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROPE_BASE = 10_000.0
-QUERIES_AT_ONCE = 128  # on a CPU
+_ROPE_BASE = 10_000.0
+_QUERIES_AT_ONCE = 128  # on a CPU
 
 
 def rope_tables(max_len: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every (position, pair) angle, each (max_len, head_dim)."""
-    frequencies = ROPE_BASE ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    frequencies = _ROPE_BASE ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies).repeat(1, 2)
     return angles.cos().float(), angles.sin().float()
 
@@ -33,8 +33,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     # PyTorch's kernel for CPUs computes the masked half as well: with its backward pass it took 2.7 times as long as this.
     parts = []
-    for start in range(0, q.shape[-2], QUERIES_AT_ONCE):
-        queries = q[..., start : start + QUERIES_AT_ONCE, :]
+    for start in range(0, q.shape[-2], _QUERIES_AT_ONCE):
+        queries = q[..., start : start + _QUERIES_AT_ONCE, :]
         end = start + queries.shape[-2]
         scores = queries @ k[..., :end, :].transpose(-1, -2) / math.sqrt(q.shape[-1])
         later = torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)

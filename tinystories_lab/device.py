@@ -2,7 +2,7 @@
 
 import torch
 
-WORTH_COMPILING = 3e14  # floating point operations: an hour on two cores, seconds on a GPU
+_WORTH_COMPILING = 3e14  # floating point operations: an hour on two cores, seconds on a GPU
 
 
 def choose_device() -> tuple[torch.device, str]:
@@ -26,7 +26,7 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
             f"float16 with loss scaling: compute capability {major}.{minor} is below 8.0, which bfloat16 needs",
         )
     if device.type == "mps":
-        if computes_in_bfloat16(device):
+        if _computes_in_bfloat16(device):
             return torch.bfloat16, "bfloat16: as the chapter trains on Apple's GPU"
         return torch.float32, "float32: this macOS and PyTorch do not compute bfloat16 on Apple's GPU"
     # Measured on two cores each: with such units 1.3 to 1.5 times the tokens a second of float32, without them a third.
@@ -41,12 +41,12 @@ def choose_compile(device: torch.device, flops: float) -> tuple[bool, str]:
         return False, "PyTorch's compiler gains little below compute capability 8.0"
     if device.type not in ("cuda", "cpu"):
         return False, f"not tried on {device.type}"
-    if flops < WORTH_COMPILING:
+    if flops < _WORTH_COMPILING:
         return False, "a short run would not earn it back"
     return True, "a long run earns it back"
 
 
-def computes_in_bfloat16(device: torch.device) -> bool:
+def _computes_in_bfloat16(device: torch.device) -> bool:
     """Whether a small product in bfloat16 works on `device` and is right; old systems refuse the type."""
     try:
         ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)

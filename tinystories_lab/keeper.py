@@ -14,7 +14,7 @@ from tinystories_lab.ranks import rank
 from tinystories_lab.runlog import Row, append_row
 from tinystories_lab.state import TrainState
 
-KEPT_STEP_CHECKPOINTS = 2
+_KEPT_STEP_CHECKPOINTS = 2
 
 
 def writes_beside(device: torch.device) -> bool:
@@ -38,20 +38,18 @@ class Keeper:
         self._trouble: list[str] = []
         self._rows: list[Row] = []  # not written yet
 
-    def row(self, row: Row) -> Row:
+    def log(self, row: Row) -> None:
         """Append a row to loss.jsonl, after those that could not be written before."""
-        if rank() == 0:
-            self._rows.append(row)
-            log = self.run_dir / "loss.jsonl"
-            try:
-                while self._rows:
-                    append_row(log, self._rows[0])
-                    del self._rows[0]
-            except OSError as error:
-                warnings.warn(
-                    f"{log} could not be written ({error}): its rows wait, and training goes on", stacklevel=3
-                )
-        return row
+        if rank() != 0:
+            return
+        self._rows.append(row)
+        log = self.run_dir / "loss.jsonl"
+        try:
+            while self._rows:
+                append_row(log, self._rows[0])
+                del self._rows[0]
+        except OSError as error:
+            warnings.warn(f"{log} could not be written ({error}): its rows wait, and training goes on", stacklevel=3)
 
     def save(self, name: str, **settings: Any) -> None:
         """Write the state (final.pt: the model alone) to a file of that name; `settings` as of `TrainState.checkpoint`."""
@@ -78,7 +76,7 @@ class Keeper:
     def finish(self) -> None:
         """See to it that final.pt holds the last step's model: it may be lost, or of fewer total_steps. Raises OSError."""
         self.settle()
-        if rank() == 0 and step_of_model(self.run_dir / "final.pt") != self.state.step:
+        if rank() == 0 and _step_of_model(self.run_dir / "final.pt") != self.state.step:
             write_checkpoint(self.run_dir / "final.pt", self.state.model_checkpoint())
 
     def _write(self, name: str, checkpoint: dict[str, Any]) -> None:
@@ -89,13 +87,13 @@ class Keeper:
                 self.saved_step = checkpoint["step"]
                 self._on_saved()
             elif name != "final.pt":
-                for old in step_checkpoints(self.run_dir)[KEPT_STEP_CHECKPOINTS:]:
+                for old in step_checkpoints(self.run_dir)[_KEPT_STEP_CHECKPOINTS:]:
                     old.unlink(missing_ok=True)
         except (OSError, FloatingPointError) as error:
             self._trouble.append(f"{path} could not be saved ({error}): what was there is kept, and training goes on")
 
 
-def step_of_model(path: Path) -> int | None:
+def _step_of_model(path: Path) -> int | None:
     try:
         return load_checkpoint(path, MODEL_KEYS)["step"]
     except (FileNotFoundError, ValueError):

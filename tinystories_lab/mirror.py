@@ -9,31 +9,30 @@ import warnings
 from pathlib import Path
 
 from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
-from tinystories_lab.copies import copy_in_place, fetch_files, is_listed, list_copy, pour
+from tinystories_lab.copies import copy_in_place, fetch_files, is_listed, list_copy
 from tinystories_lab.files import replace_whole
 from tinystories_lab.session import Claim
 
 # Drive keeps what is deleted or replaced in its trash, counted against the quota, and a rename is not atomic there: a
 # small fixed set of files is rewritten in place. last.pt and the log go in pairs: while one pair is being written, the
 # other is whole.
-SLOTS = dict(zip(MIRROR_SLOTS, ("loss.0.jsonl", "loss.1.jsonl"), strict=True))
-RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
-RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
+_SLOTS = dict(zip(MIRROR_SLOTS, ("loss.0.jsonl", "loss.1.jsonl"), strict=True))
+_RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
+_RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
 DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
-BEAT_SECONDS = 60  # how often a writer says that it lives
-FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 5, 300
-GIVE_UP_SECONDS, CLOSE_SECONDS = 30, 600  # at the end: how long a failing disk is tried, and a slow one waited for
+_BEAT_SECONDS = 60  # how often a writer says that it lives
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 5, 300
+_GIVE_UP_SECONDS, _CLOSE_SECONDS = 30, 600  # at the end: how long a failing disk is tried, and a slow one waited for
 
 
 class Mirror:
     """Copies of a run and its data below `root` on another disk: `root`/runs/<run> and `root`/data/<data>.
 
     `fetch` brings back what this machine lacks. Within `with mirror:` the copies are claimed for this session, and a
-    thread copies what has changed at every `update()`, and a last time at the end; training never waits for it. A disk that fails or goes (the parent of `root`
-    is then not there) costs the copy alone: `trouble` says what is wrong, and the thread tries again, ever more slowly.
-    `step` is that of the newest checkpoint read back from there, None before the first.
-
-    "Mirrored" is not "safe": Drive uploads at some later time what was written.
+    thread copies what has changed at every `update()`, and a last time at the end; training never waits for it. A disk
+    that fails or goes (the parent of `root` is then not there) costs the copy alone: `trouble` says what is wrong, and
+    the thread tries again, ever more slowly. `step` is that of the newest checkpoint read back from there, None before
+    the first. "Mirrored" is not "safe": Drive uploads at some later time what was written.
     """
 
     def __init__(self, run_dir: str | Path, data_dir: str | Path, root: str | Path) -> None:
@@ -43,8 +42,7 @@ class Mirror:
         self.step: int | None = None
         self.trouble: str | None = None
         self._claim = Claim(self.mirror_dir / "writer.json")
-        self._slot_steps: dict[str, int] = {}
-        self._copied: dict[Path, tuple[int, int]] = {}  # size and time of each file when it was copied
+        self._slot_steps: dict[Path, int] = {}
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
@@ -61,11 +59,11 @@ class Mirror:
         newest = latest_checkpoint(self.run_dir, self.mirror_dir)
         fetched = newest is not None and newest.parent == self.mirror_dir
         if fetched:  # the log first: without last.pt an interrupted fetch is done again
-            for source, name in ((self.mirror_dir / SLOTS[newest.name], "loss.jsonl"), (newest, "last.pt")):
+            for source, name in ((self.mirror_dir / _SLOTS[newest.name], "loss.jsonl"), (newest, "last.pt")):
                 if source.exists():
-                    with open(source, "rb") as file, replace_whole(self.run_dir / name) as copy:
-                        pour(file, copy)
-        fetch_files(self.mirror_dir, self.run_dir, RUN_FILES, replace=fetched)
+                    with replace_whole(self.run_dir / name) as copy:
+                        copy.write(source.read_bytes())
+        fetch_files(self.mirror_dir, self.run_dir, _RUN_FILES, replace=fetched)
         fetch_files(self.data_mirror_dir, self.data_dir, DATA_FILES)
         return fetched
 
@@ -85,9 +83,9 @@ class Mirror:
         self._thread.join(2)
         if self._thread.is_alive():
             print("waiting for the mirror's last copy ...")
-            self._thread.join(CLOSE_SECONDS)
+            self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
-            self.trouble = f"the last copy was not done after {CLOSE_SECONDS} s"
+            self.trouble = f"the last copy was not done after {_CLOSE_SECONDS} s"
         if self.trouble:
             warnings.warn(f"{self.mirror_dir} was left behind: {self}", stacklevel=2)
 
@@ -98,27 +96,25 @@ class Mirror:
             self._thread.start()
 
     def _work(self) -> None:
-        retry, give_up = FIRST_RETRY_SECONDS, math.inf
+        retry, give_up = _FIRST_RETRY_SECONDS, math.inf
         while True:
             closing = self._closing.is_set()  # seen before the pass: all that changed until then is in it
             if closing:
-                give_up = min(give_up, time.monotonic() + GIVE_UP_SECONDS)
+                give_up = min(give_up, time.monotonic() + _GIVE_UP_SECONDS)
             self._wake.clear()
             try:
                 self._copy(closing)
-                self.trouble, retry = None, FIRST_RETRY_SECONDS
+                self.trouble, retry = None, _FIRST_RETRY_SECONDS
                 if closing:
                     return
-                self._wake.wait(BEAT_SECONDS)
-            except BlockingIOError as error:  # another machine took over, and its copy is the one that counts
-                self.trouble = str(error)
-                return
+                self._wake.wait(_BEAT_SECONDS)
             except Exception as error:  # whatever it is: training goes on, and it is said
                 self.trouble = str(error)
-                if time.monotonic() + retry > give_up:
+                taken_over = isinstance(error, BlockingIOError)  # the other machine's copy is the one that counts
+                if taken_over or time.monotonic() + retry > give_up:
                     return
                 time.sleep(retry) if closing else self._closing.wait(retry)
-                retry = min(2 * retry, LAST_RETRY_SECONDS)
+                retry = min(2 * retry, _LAST_RETRY_SECONDS)
 
     def _find_disk(self) -> None:
         if not os.path.isdir(self.root.parent):  # False also where a dead mount raises
@@ -127,65 +123,45 @@ class Mirror:
     def _take(self) -> None:
         self._find_disk()
         # One by one: should the disk go now, making parents too would make them where it was.
-        for folder in (
-            self.root,
-            self.mirror_dir.parent,
-            self.mirror_dir,
-            self.data_mirror_dir.parent,
-            self.data_mirror_dir,
-        ):
+        run, data = self.mirror_dir, self.data_mirror_dir
+        for folder in (self.root, run.parent, run, data.parent, data):
             folder.mkdir(exist_ok=True)
         self._claim.take(self._closing)
 
     def _copy(self, closing: bool) -> None:
-        """One pass: everything that has changed since the last."""
+        """One pass: everything that is not there as it is here."""
         self._take()
         self._copy_checkpoint()
-        for source_dir, target_dir, names in (
-            (self.run_dir, self.mirror_dir, RUN_FILES),
-            (self.data_dir, self.data_mirror_dir, DATA_FILES),
-        ):
-            for name in names:
-                source = source_dir / name
-                if not self._has_changed(source, target_dir / name):
-                    continue
-                mark = stamp(source)
-                if not is_listed(source, target_dir, name):
-                    with open(source, "rb") as file:
-                        list_copy(target_dir, name, copy_in_place(file, target_dir / name))
-                self._copied[source] = mark
+        files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
+        files += [(self.data_dir / name, self.data_mirror_dir / name) for name in DATA_FILES]
+        for source, target in files:
+            if source.exists() and not is_listed(source, target):
+                with open(source, "rb") as file:
+                    list_copy(target, copy_in_place(file, target))
         if closing:
             self._claim.release()
 
     def _copy_checkpoint(self) -> None:
         """Copy last.pt and the log into the pair that is not the newest."""
         last, log = self.run_dir / "last.pt", self.run_dir / "loss.jsonl"
-        if not self._slot_steps:
-            self._slot_steps = {slot: step_in(self.mirror_dir / slot) for slot in SLOTS}
-        older, newest = sorted(SLOTS, key=self._slot_steps.__getitem__)
-        if not self._has_changed(last, self.mirror_dir / newest):
+        if not last.exists():
             return
-        mark = stamp(last)
-        if not is_listed(last, self.mirror_dir, newest):
+        if not self._slot_steps:
+            self._slot_steps = {slot: _step_in(slot) for slot in map(self.mirror_dir.joinpath, _SLOTS)}
+        older, newest = sorted(self._slot_steps, key=self._slot_steps.__getitem__)
+        if not is_listed(last, newest):
             with open(last, "rb") as source:  # opened before the log is copied: the log has every row of its steps
                 if log.exists():
                     with open(log, "rb") as rows:
-                        copy_in_place(rows, self.mirror_dir / SLOTS[older])
-                entry = copy_in_place(source, self.mirror_dir / older)
+                        copy_in_place(rows, self.mirror_dir / _SLOTS[older.name])
+                entry = copy_in_place(source, older)
             newest = older
-            self._slot_steps[newest] = load_checkpoint(self.mirror_dir / newest)["step"]  # what counts is what is there
-            list_copy(self.mirror_dir, newest, entry | {"step": self._slot_steps[newest]})
-        self.step, self._copied[last] = self._slot_steps[newest], mark
-
-    def _has_changed(self, source: Path, target: Path) -> bool:
-        return source.exists() and not (self._copied.get(source) == stamp(source) and target.exists())
+            self._slot_steps[newest] = load_checkpoint(newest)["step"]  # what counts is what is there
+            list_copy(newest, entry | {"step": self._slot_steps[newest]})
+        self.step = self._slot_steps[newest]
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
-
-
-def step_in(checkpoint: Path) -> int:
+def _step_in(checkpoint: Path) -> int:
     try:
         return load_checkpoint(checkpoint)["step"]
     except (FileNotFoundError, ValueError):

@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from tinystories_lab.attention import KVCache, apply_rope, causal_attention, rope_tables
 
-NORM_EPS = 1e-5
-INIT_STD = 0.02
+_NORM_EPS = 1e-5
+_INIT_STD = 0.02
 # In the loss, whose logits are all that is held: 33 and 262 MB for 8,000 tokens in float32. A GPU wants large products.
-TOKENS_AT_ONCE = {"cpu": 1_024, "gpu": 8_192}
+_TOKENS_AT_ONCE = {"cpu": 1_024, "gpu": 8_192}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class GPTConfig:
         return self.hidden or math.ceil(8 * self.d_model / 3 / 8) * 8
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Causal self-attention; positions enter as rotations of queries and keys."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -55,17 +55,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor] = causal_attention) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         # The tables are float32; under autocast the products would be too, and attention wants one dtype.
         q, k = apply_rope(q, cos, sin).type_as(v), apply_rope(k, cos, sin).type_as(v)
-        y = attend(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        return self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, C))
 
 
-class SwiGLU(nn.Module):
+class _SwiGLU(nn.Module):
     """The feed-forward part: a gated hidden layer (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -78,22 +77,22 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """One layer; pre-norm, so the residual stream runs through untouched."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
-        self.feed_forward = SwiGLU(config)
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=_NORM_EPS)
+        self.attention = _Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=_NORM_EPS)
+        self.feed_forward = _SwiGLU(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor] = causal_attention) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, attend)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def _summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropies of tokens: x (N, C), head (V, C), targets (N)."""
     return F.cross_entropy(F.linear(x, head).float(), targets, reduction="sum")
 
@@ -105,8 +104,8 @@ class GPTMini(nn.Module):
         super().__init__()
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.d_model)  # also the output head
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.d_model, eps=_NORM_EPS)
         cos, sin = rope_tables(config.max_len, config.d_model // config.n_head)
         # Not persistent: they follow from the config, so a checkpoint need not hold them.
         self.register_buffer("cos", cos, persistent=False)
@@ -122,7 +121,7 @@ class GPTMini(nn.Module):
             # Every layer adds two terms to the residual stream; scaled so, their sum does not grow with depth (GPT-2).
             adds_to_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
             nn.init.normal_(
-                parameter, std=INIT_STD / math.sqrt(2 * self.config.n_layer) if adds_to_residual else INIT_STD
+                parameter, std=_INIT_STD / math.sqrt(2 * self.config.n_layer) if adds_to_residual else _INIT_STD
             )
 
     def forward(
@@ -146,11 +145,11 @@ class GPTMini(nn.Module):
         if targets is None:
             return F.linear(x, self.tok_emb.weight), None
         total = torch.zeros((), device=x.device)
-        at_once = TOKENS_AT_ONCE["cpu" if x.device.type == "cpu" else "gpu"]
+        at_once = _TOKENS_AT_ONCE["cpu" if x.device.type == "cpu" else "gpu"]
         parts = zip(x.flatten(0, 1).split(at_once), targets.flatten().split(at_once), strict=True)
         for part, wanted in parts:  # each part's logits are made again for the gradient, and not kept till then
             total = total + checkpoint(
-                summed_loss, part, self.tok_emb.weight, wanted, use_reentrant=False, preserve_rng_state=False
+                _summed_loss, part, self.tok_emb.weight, wanted, use_reentrant=False, preserve_rng_state=False
             )
         return None, total / targets.numel()
 

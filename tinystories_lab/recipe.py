@@ -11,7 +11,7 @@ from tinystories_lab.model import GPTMini
 # What a resumed run may change: when to look and to save, how to split a batch, and how long the schedule is.
 MAY_CHANGE = {"micro_batches", "total_steps", "log_every", "eval_every", "eval_batches", "save_every"}
 MAY_CHANGE |= {"save_minutes", "keep_every"}
-OPTIMIZERS = ("adamw", "muon")
+_OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,8 @@ class TrainConfig:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of micro_batches {self.micro_batches}")
         if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must lie below total_steps {self.total_steps}")
-
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {OPTIMIZERS}")
+        if self.optimizer not in _OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {_OPTIMIZERS}")
         if self.first_seq_len is not None and self.seq_len not in (self.first_seq_len << n for n in range(16)):
             raise ValueError(f"seq_len {self.seq_len} must be first_seq_len {self.first_seq_len} doubled some times")
         for what in ("log_every", "eval_every", "save_every", "keep_every"):
@@ -61,7 +60,16 @@ class TrainConfig:
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of a global batch."""
         return self.batch_size * self.seq_len
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether validation loss is due after so many steps."""
+        return step % self.eval_every == 0 or step == self.total_steps
+
+    def is_logged(self, step: int) -> bool:
+        """Whether a log row is due after so many steps."""
+        return step == 1 or step % self.log_every == 0 or self.is_evaluated(step)
 
     def next_save(self, step: int) -> int:
         """The first step after `step` at which last.pt is saved, if minutes do not come before it."""
@@ -89,7 +97,7 @@ def seq_len_at(step: int, config: TrainConfig) -> int:
     return min(config.seq_len, first << int(share * doublings))
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
+class _MuonWithAdamW(torch.optim.Optimizer):
     """PyTorch's Muon (Jordan et al. 2024) and its AdamW as one: one state to save, one step to skip or take."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
@@ -127,6 +135,6 @@ def make_optimizer(model: GPTMini, config: TrainConfig) -> torch.optim.Optimizer
             weight_decay=config.weight_decay,
             adjust_lr_fn="match_rms_adamw",  # scaled to move a matrix of any shape as much as AdamW does
         )
-        return MuonWithAdamW(muon, torch.optim.AdamW(others, betas=betas, eps=eps, weight_decay=0.0, fused=True))
+        return _MuonWithAdamW(muon, torch.optim.AdamW(others, betas=betas, eps=eps, weight_decay=0.0, fused=True))
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)

@@ -27,11 +27,9 @@ def append_row(path: str | Path, row: Row) -> None:
 
 def read_rows(path: str | Path) -> list[Row]:
     """All rows of a JSON lines file, in order; a torn line is skipped with a warning; no file is no rows."""
-    path = Path(path)
-    rows = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else [], 1
-    ):
+    path, rows = Path(path), []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -54,7 +52,7 @@ def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
                     desc="train", total=total_steps, initial=row.get("resumed_from", 0), unit=" steps", mininterval=1
                 )
             bar.update(row["step"] - bar.n)
-            bar.set_postfix(progress_of(row))
+            bar.set_postfix(_progress_of(row))
             yield row
     finally:
         rows.close()
@@ -62,7 +60,7 @@ def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
             bar.close()
 
 
-def progress_of(row: Row) -> dict[str, str]:
+def _progress_of(row: Row) -> dict[str, str]:
     """What a progress bar shows of a row beside its step."""
     shown = {"loss": f"{row['train_loss']:.3f}", "tokens_per_second": f"{row['tokens_per_second']:,}"}
     if row["skipped_updates"]:
@@ -110,7 +108,7 @@ def diagnose(rows: Iterable[Row], vocab_size: int) -> Diagnosis:
             return Diagnosis(
                 "overfitting", evidence, "take more stories, or a smaller model, or stop at the lowest validation loss"
             )
-    jumps = [row["step"] for row, is_jump in zip(rows, jumps_of(losses), strict=True) if is_jump]
+    jumps = [row["step"] for row, is_jump in zip(rows, _jumps_of(losses), strict=True) if is_jump]
     if jumps:
         evidence = f"the loss jumped by over 1 at step {jumps[0]}" + (
             f" and {len(jumps) - 1} more times" if jumps[1:] else ""
@@ -123,7 +121,7 @@ def diagnose(rows: Iterable[Row], vocab_size: int) -> Diagnosis:
     )
 
 
-def jumps_of(losses: list[float]) -> list[bool]:
+def _jumps_of(losses: list[float]) -> list[bool]:
     """Whether each loss stands out above the five before it: by over 1, and far more than small batches scatter anyway."""
     scatter = median(abs(now - before) for before, now in pairwise(losses)) if len(losses) > 1 else 0
     recent = (losses[max(0, i - 5) : i] or [math.inf] for i in range(len(losses)))

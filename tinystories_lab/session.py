@@ -15,8 +15,11 @@ from typing import Any
 
 from tinystories_lab.copies import read_json, write_json
 
-STALE_SECONDS, POLL_SECONDS = 180, 5  # how long another machine's silence is waited for, and how often it is looked at
-ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # what a scheduler and a closed terminal send
+_STALE_SECONDS, _POLL_SECONDS = (
+    180,
+    5,
+)  # how long another machine's silence is waited for, and how often it is looked at
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # what a scheduler and a closed terminal send
 
 
 @contextmanager
@@ -53,7 +56,7 @@ class Claim:
         self._writer = {"host": socket.gethostname(), "pid": os.getpid(), "session": os.urandom(4).hex()}
 
     def take(self, stop: threading.Event) -> None:
-        """Take the claim, or renew it, which must happen more often than every STALE_SECONDS.
+        """Take the claim, or renew it, which must happen more often than every _STALE_SECONDS.
 
         Waits, watching, for another writer's last sign of life to grow stale. Raises BlockingIOError when the other one
         lives, or took over; OSError when the disk fails, or `stop` is set while waiting.
@@ -74,33 +77,33 @@ class Claim:
         self.taken = False
 
     def _wait_for_silence(self, there: dict[str, Any], stop: threading.Event) -> None:
-        wait = seconds_until_stale(there)
+        wait = _seconds_until_stale(there)
         give_up = time.monotonic() + wait  # whatever the other's clock says
         if wait > 0 and there["host"] == self._writer["host"]:
             raise BlockingIOError(f"process {there['pid']} of this machine writes to {self.path.parent}: stop it first")
         if wait > 0:
             print(f"{there['host']} wrote to {self.path.parent} lately: waiting up to {wait:.0f} s for its silence")
-        while (wait := min(give_up - time.monotonic(), seconds_until_stale(there))) > 0:
-            if stop.wait(min(wait, POLL_SECONDS)):
+        while (wait := min(give_up - time.monotonic(), _seconds_until_stale(there))) > 0:
+            if stop.wait(min(wait, _POLL_SECONDS)):
                 raise OSError(errno.EBUSY, "another machine may still be writing there", str(self.path.parent))
             before, there = there, read_json(self.path) or there  # empty: read while it was being written
-            if there != before and seconds_until_stale(there) > 0:
+            if there != before and _seconds_until_stale(there) > 0:
                 raise BlockingIOError(
                     f"{there.get('host')} is training this run and writes to {self.path.parent}: stop it there first, or "
                     "take another run name"
                 )
 
 
-def seconds_until_stale(writer: dict[str, Any]) -> float:
+def _seconds_until_stale(writer: dict[str, Any]) -> float:
     """How long a writer's silence must still be waited for; 0 when it ended well or its process is known to be gone."""
     if not isinstance(writer.get("time"), int | float) or not isinstance(writer.get("pid"), int):
         return 0.0
-    if writer.get("host") == socket.gethostname() and (writer["pid"] == os.getpid() or not is_alive(writer["pid"])):
+    if writer.get("host") == socket.gethostname() and (writer["pid"] == os.getpid() or not _is_alive(writer["pid"])):
         return 0.0
-    return min(STALE_SECONDS, STALE_SECONDS - (time.time() - writer["time"]))
+    return min(_STALE_SECONDS, _STALE_SECONDS - (time.time() - writer["time"]))
 
 
-def is_alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -118,18 +121,17 @@ def endings_raise() -> Iterator[None]:
     def leave(signal_number: int, frame: object) -> None:
         raise SystemExit(128 + signal_number)
 
-    previous = {number: signal.getsignal(number) for number in ENDINGS}
+    previous = _handlers(*_ENDINGS)
     try:
-        for number in ENDINGS:
-            if previous[number] not in (signal.SIG_IGN, None):
-                signal.signal(number, leave)
+        for number in previous:
+            signal.signal(number, leave)
         yield
     finally:
         # A generator may be closed by another thread, which can set no handlers; `leave` then stays, and does no harm.
         if threading.current_thread() is threading.main_thread():
-            for number in ENDINGS:
+            for number, handler in previous.items():
                 if signal.getsignal(number) is leave:
-                    signal.signal(number, previous[number])
+                    signal.signal(number, handler)
 
 
 @contextmanager
@@ -138,7 +140,7 @@ def signals_wait() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pending, previous = [], {}
+    pending, previous = [], _handlers(signal.SIGINT, *_ENDINGS)
 
     def hold(signal_number: int, frame: object) -> None:
         pending.append(signal_number)
@@ -150,9 +152,6 @@ def signals_wait() -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    for number in (signal.SIGINT, *ENDINGS):
-        if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
-            previous[number] = handler
     try:
         for number in previous:
             signal.signal(number, hold)
@@ -161,3 +160,9 @@ def signals_wait() -> Iterator[None]:
         restore()
     if pending:
         signal.raise_signal(pending[0])
+
+
+def _handlers(*numbers: int) -> dict[int, Any]:
+    """What answers each of these signals; those that are ignored, or answered outside of Python, are left alone."""
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}

@@ -10,33 +10,20 @@ from pathlib import Path
 import torch
 
 from tinystories_lab.checkpoint import latest_checkpoint
+from tinystories_lab.compiling import compile_where_it_pays
 from tinystories_lab.copies import sha256_of
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.keeper import Keeper, writes_beside
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.mirror import Mirror
-from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.ranks import average_gradients, from_first_rank, mean_over_ranks, my_rows, rank, ranks
+from tinystories_lab.model import GPTConfig
+from tinystories_lab.ranks import average_gradients, from_first_rank, my_rows, rank, ranks
 from tinystories_lab.recipe import TrainConfig, seq_len_at
 from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.session import endings_raise, one_writer, signals_wait
 from tinystories_lab.state import TrainState, resume_sentence
-from tinystories_lab.step import compile_where_it_pays, divergence_sentence, take_step_that_fits
+from tinystories_lab.step import check_loss, evaluate, take_step
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
-
-
-@torch.inference_mode()
-def evaluate(
-    model: GPTMini, loader: BinLoader, batches: int, dtype: torch.dtype = torch.float32, micro_batches: int = 1
-) -> float:
-    """Mean loss in nats a token over the loader's first `batches` batches: the same windows at every call."""
-    device = model.tok_emb.weight.device
-    total = torch.zeros((), device=device)
-    for step in range(batches):
-        for x, y in zip(*(part.to(device).chunk(micro_batches) for part in my_rows(loader.batch(step))), strict=True):
-            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                total += model(x, y)[1] / micro_batches
-    return mean_over_ranks(total).item() / batches
 
 
 def train(
@@ -60,7 +47,7 @@ def train(
 
     last.pt is saved every `save_every` steps, before each evaluation, after `save_minutes`, and when the loop is left in
     any way: break, exception, Ctrl-C, SIGTERM. The next call goes on exactly there. A save that fails warns, and training
-    goes on. On a GPU a thread writes, while training goes on. At the end final.pt holds the model alone.
+    goes on. At the end final.pt holds the model alone.
 
     Raises at the call, before anything is written: ValueError or FileNotFoundError when data, model and run do not fit
     together. Raises in the loop: BlockingIOError while another session trains this run; FloatingPointError when the loss
@@ -95,76 +82,69 @@ def train(
                 mirror.update()
             if rank() == 0:
                 save_tokenizer(tokenizer, run_dir / "tokenizer.json")
-            yield from run_steps(state, loader, held_out, dtype, run_dir, mirror)
+            yield from _run_steps(state, loader, held_out, dtype, run_dir, mirror)
 
     return rows()
 
 
-def run_steps(
+def _run_steps(
     state: TrainState, loader: BinLoader, held_out: BinLoader, dtype: torch.dtype, run_dir: Path, mirror: Mirror | None
 ) -> Iterator[Row]:
     """The loop of `train`, once all is known to fit and nobody else writes to `run_dir`."""
     config = state.config
     eval_batches = max(1, min(config.eval_batches, held_out.windows // config.batch_size))
 
-    def due(step: int, every: int) -> bool:
-        return step % every == 0 or step == config.total_steps
-
-    def to_be_evaluated(row: Row) -> bool:
-        return due(row["step"], config.eval_every) and row["step"] == state.step and "val_loss" not in row
+    def lacks_evaluation(row: Row) -> bool:
+        return config.is_evaluated(row["step"]) and row["step"] == state.step and "val_loss" not in row
 
     def finish(row: Row) -> Row:
-        if to_be_evaluated(row):
+        if lacks_evaluation(row):
             row["val_loss"] = evaluate(state.model, held_out, eval_batches, dtype, state.config.micro_batches)
-        return keeper.row(row)
+        keeper.log(row)
+        return row
 
     newest = latest_checkpoint(run_dir) if rank() == 0 else None
     checkpoint, log = from_first_rank((newest and state.load_same_run(newest), read_log(run_dir / "loss.jsonl")))
     if checkpoint:
         state.restore(checkpoint)
     keeper = Keeper(run_dir, state, mirror.update if mirror else lambda: None)
-    resumed_from, logged = None, {row["step"]: row for row in log}
+    marks = {}  # of the session's first row
     if checkpoint:
+        logged = {row["step"]: row for row in log}
         if state.step < config.total_steps:
-            resumed_from = state.step
+            marks = {"resumed_from": state.step}
             behind = mirror is not None or writes_beside(loader.device)
             print(resume_sentence(checkpoint, config, max(logged, default=0), behind))
         # A row is evaluated and written after its step was saved: a crash between the two, or in the write, costs nothing.
-        row = state.row or {}
-        there = logged.get(row.get("step"), {})
-        if not row.items() <= there.items() or (to_be_evaluated(row) and "val_loss" not in there):
-            yield finish(row)
+        there = logged.get(state.row["step"], {})
+        if not state.row.items() <= there.items() or (lacks_evaluation(state.row) and "val_loss" not in there):
+            yield finish(state.row)
 
     first_step, saved_at = state.step, time.monotonic()
-    steps_timed, seconds_timed, told = 0, 0.0, None
-    plain, seq_len = average_gradients(state.model), None
+    row_step, row_seconds = state.step, state.seconds  # from where a row's tokens_per_second is measured
+    plain, seq_len, told = average_gradients(state.model), None, None
     try:
         while state.step < config.total_steps:
-            if seq_len != (seq_len := seq_len_at(state.step, config)):
+            if seq_len != seq_len_at(state.step, config):
+                seq_len = seq_len_at(state.step, config)
                 compile_where_it_pays(state, plain, my_rows(loader.batch(state.step, seq_len)), dtype)
             with signals_wait():
                 started = time.perf_counter()
                 batch = my_rows(loader.batch(state.step, seq_len))
                 may_split = state.step == first_step and ranks() == 1
-                loss, grad_norm = take_step_that_fits(state, batch, dtype, may_split)
-                row_due = due(state.step, config.log_every) or due(state.step, config.eval_every) or state.step == 1
+                loss, grad_norm = take_step(state, batch, dtype, may_split)
+                row_due = config.is_logged(state.step)
                 keep_due = state.step % config.keep_every == 0
                 save_due = state.step == config.next_save(state.step - 1)
                 save_due |= time.monotonic() - saved_at > 60 * config.save_minutes
-                # Reading a value waits for the device, so only when it is needed. Outside of float16, whose scaler keeps
-                # it out, a gradient that is not finite is in the weights by now: going on would not mend them.
-                if (row_due or save_due or keep_due) and not math.isfinite(loss.item() + grad_norm.item()):
-                    state.whole = False  # and so not worth saving
-                    raise FloatingPointError(divergence_sentence(state, loss, grad_norm))
-                seconds = time.perf_counter() - started
-                state.seconds += seconds
-                seconds_timed += seconds
-                steps_timed += 1
+                if row_due or save_due or keep_due:
+                    check_loss(state, loss, grad_norm)
+                state.seconds += time.perf_counter() - started
                 if row_due:
-                    state.row = state.new_row(loss.item(), grad_norm.item(), seconds_timed / steps_timed)
-                    state.row |= {"resumed_from": resumed_from} if resumed_from is not None else {}
-                    state.row |= {"mirrored_step": mirror.step} if mirror else {}
-                    steps_timed, seconds_timed, resumed_from = 0, 0.0, None
+                    seconds_per_step = (state.seconds - row_seconds) / (state.step - row_step)
+                    mirrored = {"mirrored_step": mirror.step} if mirror else {}
+                    state.row = state.new_row(loss.item(), grad_norm.item(), seconds_per_step) | marks | mirrored
+                    row_step, row_seconds, marks = state.step, state.seconds, {}
                 if state.step == config.total_steps:  # before last.pt says that all is done
                     keeper.save("final.pt")
                 if save_due:
@@ -174,16 +154,14 @@ def run_steps(
                     keeper.save(f"step_{state.step:05d}.pt")
             if row_due:
                 yield finish(state.row)
-            if mirror and mirror.trouble != told and (told := mirror.trouble):
-                warnings.warn(f"{mirror}: training goes on, and the mirror is tried again", stacklevel=2)
+            if mirror and mirror.trouble != told:
+                told = mirror.trouble
+                if told:
+                    warnings.warn(f"{mirror}: training goes on, and the mirror is tried again", stacklevel=2)
     finally:
         keeper.settle()
         # The run may have diverged since the last look at a loss: that is not worth keeping.
-        if (
-            state.whole
-            and state.step > max(first_step, keeper.saved_step)
-            and math.isfinite(loss.item() + grad_norm.item())
-        ):
+        if state.whole and state.step > keeper.saved_step and math.isfinite(loss.item() + grad_norm.item()):
             with signals_wait():
                 keeper.save("last.pt", orderly=True)
                 keeper.settle()

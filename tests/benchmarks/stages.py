@@ -17,7 +17,7 @@ import torch
 
 from tests.benchmarks import chapter
 from tests.benchmarks.measure import Row, in_process, in_turn
-from tinystories_lab import keeper, step
+from tinystories_lab import compiling, keeper, step
 from tinystories_lab.checkpoint import load_model, save_checkpoint
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.generate import stream, stream_many
@@ -155,7 +155,7 @@ def our_state(compiled: bool, B: int, T: int) -> tuple[TrainState, tuple[torch.T
     ids = torch.randint(8_000, (B, T + 1), device=DEVICE)
     batch = ids[:, :-1], ids[:, 1:]
     if compiled:
-        step.compile_where_it_pays(state, state.model, batch, DTYPE)
+        compiling.compile_where_it_pays(state, state.model, batch, DTYPE)
     return state, batch
 
 
