@@ -18,7 +18,6 @@ FIGURES = {
     "pattern_curves": lambda: curves.pattern_curves({"one": ROWS, "other": ROWS[:1], "third": ROWS}, 1_000),
     "histogram of whole numbers": lambda: plots.histogram([1, 2, 2, 300], "How many?", "words", 2, "median"),
     "histogram of one value": lambda: plots.histogram([0.5], "How many?", "ratio"),
-    "bars": lambda: plots.bars({"a": 1.0, "b": 2.0}, "Which?", "share"),
 }
 
 

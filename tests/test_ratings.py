@@ -9,9 +9,10 @@ import torch
 
 from tinystories_lab import ratings
 from tinystories_lab.model import GPTMini
-from tinystories_lab.ratings import RATED, average_ratings, blind_deck, cut, opening, save_rating, unrated
+from tinystories_lab.ratings import RATED, average_ratings, blind_deck, cut, save_rating, unrated
 from tinystories_lab.runlog import append_row, read_rows
 from tinystories_lab.tokenizer import write_bin
+from tinystories_lab.words import opening
 
 MARKS = {"grammar": 4, "coherence": 0, "fun": 5}
 

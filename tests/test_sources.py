@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystories_lab import sources
+from tinystories_lab.hub import HUB_REVISION, SPLITS
 from tinystories_lab.sources import END_OF_TEXT, read_file, read_rows
 
 STORIES = ["Once there was a fox.\nIt ran.", "“Hi,” said Zoë. 🦊", "The sun — so big — went down."]
@@ -211,8 +211,8 @@ def test_toyland_tells_as_many_stories_as_asked_by_its_seed():
 
 def test_the_hub_is_asked_for_the_pinned_revision_and_gives_its_own_splits(monkeypatch):
     def load_dataset(name, revision):
-        assert (name, revision) == ("roneneldan/TinyStories", sources.HUB_REVISION)
-        train, validation = ({"text": [f"{split} {number}." for number in range(1_200)]} for split in sources.SPLITS)
+        assert (name, revision) == ("roneneldan/TinyStories", HUB_REVISION)
+        train, validation = ({"text": [f"{split} {number}." for number in range(1_200)]} for split in SPLITS)
         return datasets.DatasetDict(
             # in the other order: what is read first must be train, whatever the Hub's order is
             validation=datasets.Dataset.from_dict(validation),

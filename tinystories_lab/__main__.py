@@ -47,7 +47,7 @@ def run(arguments: list[str] | None) -> int:
         "--source",
         default="auto",
         metavar="S",
-        help="tinystories, toyland, or a .txt, .jsonl or .parquet file (.gz too)",
+        help="tinystories, toyland, a .txt, .jsonl or .parquet file (.gz too), a folder of such, or owner/name on the Hub",
     )
     parser.add_argument("--run", default="auto", metavar="NAME", help="folder below runs/ (default: <source>-<preset>)")
     parser.add_argument(

@@ -15,10 +15,11 @@ import torch
 from tokenizers import Tokenizer
 
 from tinystories_lab.device import choose_device, choose_dtype
+from tinystories_lab.hub import HUB_STORIES, SPLITS, load_hub
 from tinystories_lab.model import GPTConfig, count_parameters
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.review import BOOK_RESULTS
-from tinystories_lab.sources import HUB_STORIES, TOYLAND_STORIES, find_file
+from tinystories_lab.sources import TOYLAND_STORIES, find_files
 from tinystories_lab.state import TrainState
 from tinystories_lab.step import take_step
 from tinystories_lab.stories import load_stories
@@ -90,24 +91,26 @@ def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float =
 def seconds_to_prepare(source: str | Path, max_stories: int | None = None) -> float:
     """How long `load_stories` will take here, from cleaning a few thousand stories; a download is not counted.
 
-    The Hub's stories are not here yet: built-in ones stand in for them. Raises as `load_stories` does for a local file.
+    TinyStories is not here yet: built-in stories stand in for it. Raises as `load_stories` does for other sources.
     """
     trial = "toyland" if source == "tinystories" else source
     return seconds_for_all(lambda count: load_stories(trial, max_stories=count), count_stories(source, max_stories))
 
 
 def count_stories(source: str | Path, max_stories: int | None = None) -> int:
-    """About how many rows a source gives: known for the Hub's and the built-in stories, judged by size for a file."""
-    if source in ("tinystories", "toyland"):
-        return (
-            min(max_stories or HUB_STORIES, HUB_STORIES) if source == "tinystories" else max_stories or TOYLAND_STORIES
-        )
-    with redirect_stderr(io.StringIO()):
-        stories, report = load_stories(source, max_stories=TRIAL)
-    path = find_file(source)
-    texts = "\n".join(text for part in stories.values() for text in part["text"]).encode()
-    stored = len(texts if path.suffix in (".txt", ".jsonl") else gzip.compress(texts))
-    rows = round(path.stat().st_size * (report.train + report.validation) / stored)
+    """About how many rows a source gives: known for the built-in and the Hub's, which are fetched first, judged by size for files."""
+    if source == "toyland":
+        return max_stories or TOYLAND_STORIES
+    if source == "tinystories":
+        rows = HUB_STORIES
+    elif files := find_files(source):
+        with redirect_stderr(io.StringIO()):
+            stories, report = load_stories(source, max_stories=TRIAL)
+        texts = "\n".join(text for part in stories.values() for text in part["text"]).encode()
+        stored = len(texts if files[0].suffix in (".txt", ".jsonl") else gzip.compress(texts))
+        rows = round(sum(file.stat().st_size for file in files) * (report.train + report.validation) / stored)
+    else:
+        rows = sum(len(part) for split, part in load_hub(source)[0].items() if split in SPLITS)
     return min(rows, max_stories or rows)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from tokenizers import Tokenizer
 from tinystories_lab.model import GPTMini
 from tinystories_lab.sampling import TEMPERATURE, TOP_K, draw, next_token_probabilities
 from tinystories_lab.sources import END_OF_TEXT
+from tinystories_lab.tokenizer import text_of
+from tinystories_lab.words import PROMPTS
 
-PROMPTS = ("Once upon a time", "Lily found a big", "The little dog wanted", "On a sunny day,", "There was a kind")
 NEW_TOKENS = 120  # the chapter's, as its prompts
 
 
@@ -117,7 +119,7 @@ def tell_many(
     rows = []
     for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         new = [turn[row] for turn in turns if turn[row] is not None]
-        told = {"prompt": prompt, "story": prompt + tokenizer.decode(new), "ended": len(new) < max_new_tokens}
+        told = {"prompt": prompt, "story": prompt + text_of(tokenizer, new), "ended": len(new) < max_new_tokens}
         rows.append(told | settings | {"seed": seed, "max_new_tokens": max_new_tokens})
     return rows
 
@@ -135,8 +137,12 @@ def generate(model: GPTMini, tokenizer: Tokenizer, prompt: str, *args: Any, **se
 
 
 def tell_samples(
-    model: GPTMini, tokenizer: Tokenizer, max_new_tokens: int = NEW_TOKENS, count: int = 10
+    model: GPTMini,
+    tokenizer: Tokenizer,
+    max_new_tokens: int = NEW_TOKENS,
+    count: int = 10,
+    prompts: Sequence[str] = PROMPTS,
 ) -> list[dict[str, Any]]:
-    """Tell `count` stories, the chapter's prompts in turn, with the seeds 0, 1, 2, ...: the same at every call."""
-    prompts = [PROMPTS[seed % len(PROMPTS)] for seed in range(count)]
-    return tell_many(model, tokenizer, prompts, max_new_tokens, seeds=range(count))
+    """Tell `count` stories, the prompts in turn, with the seeds 0, 1, 2, ...: the same at every call."""
+    in_turn = list(islice(cycle(prompts), count))
+    return tell_many(model, tokenizer, in_turn, max_new_tokens, seeds=range(count))

@@ -1,6 +1,5 @@
 """What can be said of stories without a reader: how long, of which words, how repetitive, ended or cut off."""
 
-import re
 from collections.abc import Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
@@ -9,15 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tinystories_lab.tokenizer import read_bin
+from tinystories_lab.tokenizer import read_bin, text_of
+from tinystories_lab.words import WORD, words_of
 
-WORD = re.compile(r"\w+(?:['’]\w+)*")
 STORIES_READ = 50_000  # for the words of the training stories: seconds, where all of the chapter's would take a minute
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words of a text, in any script; an apostrophe inside a word belongs to it."""
-    return WORD.findall(text.lower())
 
 
 def said_twice(text: str) -> str:
@@ -49,7 +43,7 @@ def real_stories_like(
     for row, text in zip(told, read_bin(val_bin, tokenizer), strict=False):
         ids = tokenizer.encode(text).ids
         most = len(tokenizer.encode(row["prompt"]).ids) + row["max_new_tokens"]
-        rows.append({"story": tokenizer.decode(ids[:most]), "ended": len(ids) < most})
+        rows.append({"story": text_of(tokenizer, ids[:most]), "ended": len(ids) < most})
     return rows
 
 
@@ -58,8 +52,8 @@ def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[st
 
     words: mean a story. ended: share that ended by themselves. known_words: share of the words that are known.
     distinct_words, distinct_bigrams, distinct_trigrams: of all the words (two, three words in a row), the share that is
-    different; near 0 is repetition, and longer texts repeat more: compare equally many of equal length. Raises ValueError
-    for no words.
+    different; near 0 is repetition, and longer texts repeat more: compare equally many of equal length. Words are those of
+    `words_of`, letters where a script has no spaces. Raises ValueError for no words.
     """
     told = [words_of(row["story"]) for row in rows]
     words = list(chain.from_iterable(told))

@@ -16,6 +16,7 @@ from tinystories_lab.files import replace_whole
 from tinystories_lab.model import GPTConfig
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.session import one_writer
+from tinystories_lab.sources import short_name
 from tinystories_lab.tokenizer import BinInfo
 
 PRESET_VARIABLE = "TINYSTORIES_LAB_PRESET"
@@ -130,7 +131,7 @@ def plan_workspace(
     """
     chosen = choose_preset(preset)
     source = chosen.source if source == "auto" else source
-    usual = f"{Path(source).name.split('.')[0]}-{chosen.name}"
+    usual = f"{short_name(source)}-{chosen.name}"
     names = {"data": usual if data == "auto" else data, "run": usual if run == "auto" else run}
     for what, name in names.items():
         if name in ("", ".", "..") or Path(name).name != name:

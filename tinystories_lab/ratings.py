@@ -1,7 +1,6 @@
 """What only a reader can say: stories told and real, blind, rated from 0 to 5, and what the ratings come to."""
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,11 +14,11 @@ from tinystories_lab.generate import tell_many
 from tinystories_lab.model import GPTMini
 from tinystories_lab.runlog import Row, append_row, read_rows
 from tinystories_lab.tokenizer import read_bin
+from tinystories_lab.words import opening, without_last_word
 
 RATED = ("grammar", "coherence", "fun")  # each 0 to 5
 BEST = 5
 TOLD, REAL = 5, 3  # of the model and of people, in a deck
-OPENING_WORDS = 4
 ROOM = 250  # new tokens: most stories have ended by then, theirs and the model's
 CHOSEN_FROM = 1_000  # held-out stories; reading all would take minutes
 
@@ -48,14 +47,9 @@ def blind_deck(
     return deck
 
 
-def opening(story: str) -> str:
-    """The first four words."""
-    return " ".join(story.split()[:OPENING_WORDS])
-
-
 def cut(story: str, ended: bool) -> str:
     """A story as it is shown: whole, or without its last word, which may be half a word, and with " ..."."""
-    return story.strip() if ended else re.sub(r"\s+\S*$", "", story).strip() + " ..."
+    return story.strip() if ended else without_last_word(story) + " ..."
 
 
 def save_rating(path: str | Path, card: Mapping[str, str], marks: Mapping[str, int], rater: str) -> None:

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from tinystories_lab.loader import open_tokens
-from tinystories_lab.metrics import WORD, real_stories_like
+from tinystories_lab.metrics import real_stories_like
+from tinystories_lab.words import WORD
 
 TOKENS_AT_ONCE = 2**20  # some 40 MB of memory, whatever the file's size
 TABLE_BITS = 20

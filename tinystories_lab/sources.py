@@ -1,10 +1,11 @@
-"""Raw rows, one at a time, from wherever stories are kept: the Hub, a local file, or the built-in teller."""
+"""Raw rows, one at a time, from wherever stories are kept: local files, the Hub, or the built-in teller."""
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
@@ -12,71 +13,80 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from tinystories_lab.hub import ON_HUB, ROWS_PER_BATCH, read_hub
 from tinystories_lab.toyland import tell_stories
 
 END_OF_TEXT = "<|endoftext|>"
-HUB_NAME, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
-HUB_STORIES = 2_119_719 + 21_990  # its rows, train and validation
-SPLITS = ("train", "validation")
+NAMED = ("tinystories", "toyland")  # sources known by name
 TOYLAND_STORIES = 20_000
-ROWS_PER_BATCH = 1_000
 
 
 def read_rows(source: str | Path, max_stories: int | None, seed: int) -> Iterator[tuple[str, str | None]]:
     """Yield (split, text) as the source has them; the split is "" where the source has none."""
-    if source == "tinystories":
-        yield from read_hub(max_stories)
-        return
-    if source == "toyland":
-        count = max_stories or TOYLAND_STORIES
-        texts, total = tell_stories(count, seed), count
+    files, total = find_files(source), max_stories
+    if files:
+        alone = files == [Path(source)]  # in a folder each .txt is a story, blank lines and all
+        texts = chain.from_iterable(read_file(path, alone) for path in files)
+    elif source == "toyland":
+        total = max_stories or TOYLAND_STORIES
+        texts = tell_stories(total, seed)
     else:
-        texts, total = read_file(find_file(source)), max_stories
+        yield from read_hub(source, max_stories)
+        return
     for text in tqdm(islice(texts, max_stories), desc="stories", total=total, unit=" stories"):
         yield "", text
 
 
-def read_hub(max_stories: int | None) -> Iterator[tuple[str, str | None]]:
-    """Yield (split, text) of the Hub's TinyStories, through datasets' own download and cache."""
-    import datasets  # half a second, and who only tells stories does not need it
-
-    try:
-        hub = datasets.load_dataset(HUB_NAME, revision=HUB_REVISION)
-    except Exception as cause:  # datasets, its HTTP client and the file system each raise their own
-        raise ConnectionError(
-            f"could not get {HUB_NAME} from the Hugging Face Hub ({type(cause).__name__}: {cause}). Try again in some "
-            'minutes; or set HF_TOKEN if the Hub limits you (error 429); or take a local file or "toyland" as the source.'
-        ) from cause
-    for split in SPLITS:
-        part = hub[split] if max_stories is None else hub[split].take(min(max_stories, len(hub[split])))
-        with tqdm(desc=split, total=len(part), unit=" stories") as bar:
-            for batch in part.iter(ROWS_PER_BATCH):
-                yield from ((split, text) for text in batch["text"])
-                bar.update(len(batch["text"]))
-
-
 def kind_of(path: Path) -> str:
+    """What a file holds, by its name: .jsonl of stories.jsonl.gz."""
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def find_file(source: str | Path) -> Path:
-    """The path of a local source. Raises ValueError for an unknown kind, FileNotFoundError for a missing file."""
+def find_files(source: str | Path) -> list[Path]:
+    """The files of a local source, those of a folder in the order of their names; none for a source that is not local.
+
+    Raises ValueError for an unknown source and for a folder with files of several kinds, FileNotFoundError for a file that
+    is not there and a folder without any.
+    """
     path = Path(source)
-    kind = kind_of(path)
-    if kind not in (".txt", ".jsonl", ".parquet"):
+    if source in NAMED:
+        return []
+    if str(source) and path.is_dir():
+        inside = [file for file in sorted(path.rglob("*")) if kind_of(file) in READERS and file.is_file()]
+        files = [file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)]
+        if not files:
+            raise FileNotFoundError(
+                f"there is no file of stories in {path}: check the path; {', '.join(READERS)} are read"
+            )
+        if len(kinds := sorted({kind_of(file) for file in files})) > 1:
+            raise ValueError(f"{path} holds files of several kinds ({', '.join(kinds)}): keep one kind in a folder")
+        return files
+    if kind_of(path) in READERS:
+        if not path.is_file():
+            raise FileNotFoundError(f'there is no file {path}: check the path, or take "toyland" as the source')
+        return [path]
+    if path.exists() or not ON_HUB.fullmatch(str(source)):
         raise ValueError(
-            f'unknown source {str(source)!r}: take "tinystories", "toyland", or a .txt, .jsonl or .parquet file (.gz too)'
+            f'unknown source {str(source)!r}: take "tinystories", "toyland", or a .txt, .jsonl or .parquet file (.gz too), '
+            'a folder of such files, or "owner/name" for a data set of the Hugging Face Hub'
         )
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no file {path}: check the path, or take "toyland" as the source')
-    return path
+    return []
 
 
-def read_file(path: Path) -> Iterator[str | None]:
-    """Yield the texts of a local file, one at a time. Raises ValueError naming the place that cannot be read."""
-    read = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}[kind_of(path)]
+def short_name(source: str | Path) -> str:
+    """What folders for a source are named after: the file's or folder's name, or owner-name, wherever it is or is not."""
+    if ON_HUB.fullmatch(str(source)) and kind_of(Path(source)) not in READERS:
+        return re.sub(r"[^\w.-]+", "-", str(source))
+    return Path(source).name.split(".")[0] or "stories"
+
+
+def read_file(path: Path, alone: bool = True) -> Iterator[str | None]:
+    """Yield the texts of a local file, one at a time; `alone` is as `read_txt` takes it.
+
+    Raises ValueError naming the place that cannot be read.
+    """
     try:
-        yield from read(path)
+        yield from read_txt(path, alone) if kind_of(path) == ".txt" else READERS[kind_of(path)](path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8 and try again") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # OSError: also a Parquet page that is damaged
@@ -86,14 +96,15 @@ def read_file(path: Path) -> Iterator[str | None]:
 
 
 def open_file(path: Path, mode: str) -> IO:
+    """Open a file, plain or .gz, for reading bytes ("rb") or UTF-8 text ("rt")."""
     encoding = None if "b" in mode else "utf-8-sig"  # -sig: a byte order mark is no part of the first story
     return (gzip.open if path.suffix == ".gz" else open)(path, mode, encoding=encoding)
 
 
-def read_txt(path: Path) -> Iterator[str]:
-    """Stories parted by `<|endoftext|>` where the file has it, else by blank lines."""
+def read_txt(path: Path, alone: bool = True) -> Iterator[str]:
+    """Stories parted by `<|endoftext|>` where the file has it, else by blank lines if it stands `alone`, else one story."""
     with open_file(path, "rt") as file:
-        marked = any(END_OF_TEXT in line for line in file)
+        marked = not alone or any(END_OF_TEXT in line for line in file)
     lines: list[str] = []
     with open_file(path, "rt") as file:
         for line in file:
@@ -143,3 +154,6 @@ def check_text(text: object, place: object) -> str | None:
     except UnicodeEncodeError as error:  # JSON can write half an emoji
         raise ValueError(f'{place}: "text" is not Unicode ({error}): mend or remove it') from error
     return text
+
+
+READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}

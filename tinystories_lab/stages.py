@@ -19,6 +19,7 @@ from tinystories_lab.runlog import read_log, read_rows, with_progress
 from tinystories_lab.stories import load_stories, open_stories
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer, save_tokenizer, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
+from tinystories_lab.words import prompts_for
 
 
 def prepare(lab: Workspace) -> None:
@@ -54,7 +55,8 @@ def train_stage(lab: Workspace) -> None:
     print(f"{untrained.count_parameters():,} parameters; {why_device}; {why_dtype}")
     if rank() == 0:
         if not read_rows(lab.run_dir / "samples.jsonl"):
-            save_samples(lab.run_dir, "before", tell_samples(untrained, bpe, lab.preset.sample_tokens))
+            prompts = prompts_for(lab.data_dir / "val.bin", bpe)
+            save_samples(lab.run_dir, "before", tell_samples(untrained, bpe, lab.preset.sample_tokens, prompts=prompts))
         save_config(lab)
         rows = with_progress(rows, config.total_steps)
     for _ in rows:
@@ -65,7 +67,9 @@ def train_stage(lab: Workspace) -> None:
 def generate_stage(lab: Workspace) -> None:
     """final.pt -> ten stories in samples.jsonl"""
     model = load_model(lab.run_dir / "final.pt", choose_device()[0])
-    samples = tell_samples(model, load_tokenizer(lab.run_dir / "tokenizer.json"), lab.preset.sample_tokens)
+    bpe = load_tokenizer(lab.run_dir / "tokenizer.json")
+    prompts = prompts_for(lab.data_dir / "val.bin", bpe)
+    samples = tell_samples(model, bpe, lab.preset.sample_tokens, prompts=prompts)
     save_samples(lab.run_dir, "after", samples)
     print(f"{len(samples)} stories kept in {lab.run_dir / 'samples.jsonl'}")
 

@@ -17,7 +17,8 @@ from datasets import Dataset, DatasetDict
 
 from tinystories_lab import __version__
 from tinystories_lab.files import replace_whole
-from tinystories_lab.sources import END_OF_TEXT, HUB_REVISION, ROWS_PER_BATCH, SPLITS, find_file, read_rows
+from tinystories_lab.hub import HUB_REVISION, ROWS_PER_BATCH, SPLITS
+from tinystories_lab.sources import END_OF_TEXT, find_files, read_rows
 
 # UTF-8 that was decoded as Windows-1252 shows as â€œ or Ã©. Python's cp1252 leaves five bytes undefined that the wrong
 # decoders pass through (the last byte of a closing quote is one), so those map to themselves.
@@ -67,11 +68,12 @@ def load_stories(
 ) -> tuple[DatasetDict, CleanReport]:
     """Read, clean and split stories; returns datasets "train" and "validation", each with a "text" column.
 
-    `source` is "tinystories" (the Hub's data set at a pinned revision, with its own split), "toyland" (told here, no
-    network), or a local .txt, .jsonl or .parquet file, plain or .gz, of which a seeded `validation_share` is held
-    out. `max_stories` stops reading early; toyland tells 20,000 unless told otherwise. With `data_dir` the result is
-    kept in `data_dir/stories` and the same request opens it again; without, it lives until this process ends. Stories
-    stream through: memory holds 8 bytes of hash a story, never the corpus.
+    `source` is "tinystories" (the Hub's data set at a pinned revision), another of the Hub's as "owner/name" or
+    "owner/name:column", "toyland" (told here, no network), or a local .txt, .jsonl or .parquet file, plain or .gz, or a
+    folder of files of one of these kinds. The Hub's own validation split is kept; of the others a seeded
+    `validation_share` is held out. `max_stories` stops reading early; toyland tells 20,000 unless told otherwise. With
+    `data_dir` the result is kept in `data_dir/stories` and the same request opens it again; without, it lives until this
+    process ends. Stories stream through: memory holds 8 bytes of hash a story, never the corpus.
 
     Raises FileNotFoundError or ValueError for a source that is not there or not readable, ConnectionError when the
     Hub cannot be had; each says what to do.
@@ -82,10 +84,8 @@ def load_stories(
     folder = Path(data_dir) / "stories"
     request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed}
     request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean, or tell, otherwise
-    if source not in ("tinystories", "toyland"):
-        path = find_file(source)
-        request |= {"path": str(path.resolve()), "size": path.stat().st_size, "modified": path.stat().st_mtime_ns}
-    request["source"] = str(source)
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in find_files(source)]
+    request |= {"source": str(source), "files": blake2b(repr(files).encode()).hexdigest()}
     if (folder / "report.json").exists() and json.loads((folder / "report.json").read_text())["request"] == request:
         return open_stories(data_dir)
 

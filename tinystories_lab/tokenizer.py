@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -100,6 +100,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path} is not a tokenizer file ({error}): write it again (02_tokenizer)") from error
+
+
+def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Decode ids of a story that may go on: a last character of which only some bytes are there is left out."""
+    return tokenizer.decode(ids).rstrip("\ufffd")
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:

@@ -3,11 +3,13 @@
 import os
 import sys
 import warnings
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 from tinystories_lab.device import choose_device, choose_dtype
-from tinystories_lab.presets import Workspace, plan_workspace
+from tinystories_lab.files import replace_whole
+from tinystories_lab.presets import Workspace, load_config, plan_workspace
+from tinystories_lab.sources import NAMED
 from tinystories_lab.stages import fetch, mirror
 
 WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
@@ -23,18 +25,36 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
     """Lay out the run and say what was chosen; on Colab with `use_drive`, mount Drive and fetch what an earlier session left.
 
     The workspace is the folder that TINYSTORIES_LAB_WORKSPACE names, else /content/tinystories_lab on Colab, else the
-    current folder, or the repository when that is its notebooks/. Raises ValueError as `plan_workspace` does.
+    current folder, or the repository when that is its notebooks/. A source that is named is noted there: in the notebooks
+    that follow, "auto" is that one. Raises ValueError as `plan_workspace` does.
     """
     here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
-    root = os.environ.get(WORKSPACE_VARIABLE) or (COLAB_ROOT if in_colab() else here)
-    lab = plan_workspace(root, preset, source, run)
+    root = Path(os.environ.get(WORKSPACE_VARIABLE) or (COLAB_ROOT if in_colab() else here))
+    mirror_root = DRIVE / "MyDrive" / "tinystories_lab" if in_colab() and use_drive and mount_drive() else None
+    note = root / "data" / "source.txt"
+    lab = plan_workspace(
+        root, preset, noted_source(note, mirror_root) if source == "auto" else source, run, mirror_root=mirror_root
+    )
+    if source != "auto":
+        with replace_whole(note, "w") as file:
+            file.write(source)
     device, why_device = choose_device()
     print(f"preset {lab.preset.name}, source {lab.source}; {why_device}; {choose_dtype(device)[1]}")
-    if in_colab() and use_drive and mount_drive():
-        lab = replace(lab, mirror_root=DRIVE / "MyDrive" / "tinystories_lab")
-        fetch(lab)
+    fetch(lab)
     print(f"data: {lab.data_dir}\nrun:  {lab.run_dir}")
     return lab
+
+
+def noted_source(note: Path, mirror_root: Path | None) -> str:
+    """What "auto" stands for: the source named last on this machine; on a new one, that of the newest run on Drive if it is one's own."""
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    runs = mirror_root.glob("runs/*/config.yaml") if mirror_root else []
+    for config in sorted(runs, key=lambda config: config.stat().st_mtime, reverse=True)[:1]:
+        with suppress(OSError, ValueError, KeyError):  # cut off in mid-copy: then the source is to be named again
+            source = load_config(config.parent)["source"]
+            return source if source not in NAMED else "auto"
+    return "auto"
 
 
 def mount_drive() -> bool:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from unicodedata import east_asian_width
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tinystories_lab.model import GPTConfig
-from tinystories_lab.notebook.plots import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH
+from tinystories_lab.notebook.plots import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH, legible
 from tinystories_lab.sources import END_OF_TEXT
 
 WRITTEN = {  # the five notebooks, each with what it leaves for those after it
@@ -32,11 +33,14 @@ def blank(width: float, height: float) -> Axes:
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str = "", **look: object) -> None:
     """A rectangle with a text in its middle."""
-    weight = look.pop("weight", "normal")
+    letters = {key: look.pop(key) for key in ("weight", "family") if key in look}
     axes.add_patch(Rectangle((x, y), width, height, **look))
-    axes.text(
-        x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=12, weight=weight, parse_math=False
-    )
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=12, parse_math=False, **letters)
+
+
+def width_of(text: str) -> float:
+    """How wide a text is in inches, room included; Chinese, Japanese and Korean letters are twice as wide as others."""
+    return sum(2 if east_asian_width(letter) in "FW" else 1 for letter in text) * LETTER
 
 
 def pipeline(stage: int) -> Figure:
@@ -86,13 +90,14 @@ def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
     axes.plot([x0, column], [top + 0.46, y - 0.05], color=ORANGE, linewidth=1)
     for row, name in enumerate("xy"):
         axes.text(left, y + 0.5 * row + 0.2, name, va="center", fontsize=12, weight="bold")
-    for seen, target in pairwise(pieces[start : start + length + 1]):
-        width = max(len(seen), len(target), 2) * LETTER + 0.08
+    shown, families = legible([piece.replace("\n", "\\n") for piece in pieces[start : start + length + 1]])
+    for seen, target in pairwise(shown):
+        width = max(width_of(seen), width_of(target), 2 * LETTER) + 0.08
         if column + width > right - 0.2:
             break
         for row, piece in enumerate((seen, target)):
             look = {"facecolor": ORANGE if row else "white", "alpha": 0.35 if row else 1}
-            box(axes, column, y + 0.5 * row, width, 0.4, piece.replace("\n", "\\n"), edgecolor=GREY, **look)
+            box(axes, column, y + 0.5 * row, width, 0.4, piece, edgecolor=GREY, family=families, **look)
         column += width
     axes.text(column + 0.05, y + 0.45, "…", va="center", fontsize=12)
     axes.text(left, y + 1.15, "under each token of x stands its target in y: the next one", va="center", fontsize=12)

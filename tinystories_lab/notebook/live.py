@@ -11,13 +11,14 @@ from tqdm import tqdm
 from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, model_of
 from tinystories_lab.device import choose_device
 from tinystories_lab.estimate import duration
-from tinystories_lab.generate import PROMPTS, tell
+from tinystories_lab.generate import tell
 from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.curves import run_curves
 from tinystories_lab.notebook.show import cards, code, facts, picture, stack
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.tokenizer import load_tokenizer
+from tinystories_lab.words import PROMPTS
 
 REFRESH_SECONDS = 5.0  # faster updates freeze a browser
 SHARE_OF_TIME = 0.03  # for drawing and telling, at most: a fast GPU waits for them
@@ -33,9 +34,14 @@ class LiveRun:
     """
 
     def __init__(
-        self, rows: Iterator[Row], run_dir: str | Path, model_config: GPTConfig, train_config: TrainConfig
+        self,
+        rows: Iterator[Row],
+        run_dir: str | Path,
+        model_config: GPTConfig,
+        train_config: TrainConfig,
+        prompt: str = PROMPTS[0],
     ) -> None:
-        self.rows, self.run_dir = rows, Path(run_dir)
+        self.rows, self.run_dir, self.prompt = rows, Path(run_dir), prompt
         self.vocab_size, self.config = model_config.vocab_size, train_config
         self._row: Row | None = None
         self._first_step, self._started = 0, 0.0  # of this session
@@ -96,7 +102,7 @@ class LiveRun:
             written = path.stat().st_mtime_ns
             checkpoint = load_checkpoint(path, MODEL_KEYS)
             tokenizer = load_tokenizer(self.run_dir / "tokenizer.json")
-            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, PROMPTS[0], STORY_TOKENS, seed=0)
+            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, self.prompt, STORY_TOKENS, seed=0)
         except (OSError, ValueError, torch.OutOfMemoryError):
             return  # a disk in trouble, which `train` tells of, or a GPU that the run fills: it goes on without
         ending = "" if told["ended"] else " ..."

@@ -7,18 +7,19 @@ and the change of `echo` comes back as a message of its own, behind whatever was
 as soon as it is displayed; where nothing ever came back there is no browser, and Tell tells the whole story at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
 from tokenizers import Tokenizer
 
-from tinystories_lab.generate import NEW_TOKENS, PROMPTS
+from tinystories_lab.generate import NEW_TOKENS
 from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook.show import prose
 from tinystories_lab.notebook.telling import begin, odds_html, story_html, tell_in_beats
 from tinystories_lab.sampling import TEMPERATURE, TOP_K
+from tinystories_lab.words import PROMPTS
 
 BEAT = 0.1  # seconds of telling between two looks at what was pressed
 TOP_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200)
@@ -27,8 +28,8 @@ SIDE_BY_SIDE = {"flex_flow": "row wrap", "align_items": "flex-start", "overflow"
 HTML_LAYOUT = {"width": "auto", "overflow": "visible"}
 
 
-def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:
-    """A prompt, sliders, Tell and Stop; the story as it is told; and the odds of what follows, at any token of it.
+def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS) -> widgets.VBox:
+    """A prompt, of which some are offered, sliders, Tell and Stop; the story as it is told; and the odds of what follows, at any token of it.
 
     Each control has a class of its own: playground-prompt, -temperature, -top_k, -top_p, -length, -seed, -tell, -stop,
     -said, -story, -token, -odds. Errors are said in the widget.
@@ -36,7 +37,7 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer) -> widgets.VBox:
     every = model.config.vocab_size
     top_ks = [(str(k), k) for k in TOP_KS if k < every] + [("all", every)]
     controls = {
-        "prompt": widgets.Combobox(value=PROMPTS[0], options=PROMPTS, ensure_option=False),
+        "prompt": widgets.Combobox(value=prompts[0], options=list(prompts), ensure_option=False),
         "temperature": widgets.FloatSlider(value=TEMPERATURE, min=0, max=1.5, step=0.05),
         "top_k": widgets.SelectionSlider(value=TOP_K, options=top_ks),
         "top_p": widgets.FloatSlider(value=1, min=0.05, max=1, step=0.05),

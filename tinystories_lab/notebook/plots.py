@@ -5,6 +5,7 @@ from itertools import accumulate
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 # Okabe and Ito's colours: told apart also by those who do not see red or green.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
@@ -29,6 +30,23 @@ def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legible(texts: Sequence[str], family: str = "sans-serif") -> tuple[list[str], list[str]]:
+    """Texts of stories as a figure can show them, and the font families for that: `family`, then others that are needed.
+
+    A letter that no installed font has becomes its code, such as \\u4ece; pages of HTML, as browsers draw them, have it.
+    """
+    missing, families = set("".join(texts)), [family]
+    usual = findfont(FontProperties(family=[family]))
+    for font in sorted(fontManager.ttflist, key=lambda font: font.fname != usual):
+        has = {letter for letter in missing if get_font(font.fname).get_char_index(ord(letter))} if missing else set()
+        if has and not font.name.startswith("Last Resort"):  # which draws a box with the letter's code
+            families.append(font.name)
+            missing -= has
+    return [
+        "".join(ascii(letter)[1:-1] if letter in missing else letter for letter in text) for text in texts
+    ], families
+
+
 def name_lines(axes: Axes, loc: str = "best") -> None:
     """The legend, of what has a label; lines behind it stay visible."""
     axes.legend(fontsize=11, edgecolor="none", framealpha=0.7, loc=loc)
@@ -45,14 +63,6 @@ def histogram(
     if mark is not None:
         figure.axes[0].axvline(mark, color=ORANGE, linestyle="--", label=mark_label)
         name_lines(figure.axes[0])
-    return figure
-
-
-def bars(counts: dict[str, float], title: str, x_label: str) -> Figure:
-    """One horizontal bar a name, the first on top."""
-    figure = new_figure(title, x_label, "")
-    figure.axes[0].barh(list(counts), list(counts.values()), color=BLUE)
-    figure.axes[0].invert_yaxis()
     return figure
 
 

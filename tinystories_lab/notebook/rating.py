@@ -8,6 +8,7 @@ import ipywidgets as widgets
 from tinystories_lab.notebook.show import prose, stack, table
 from tinystories_lab.ratings import BEST, RATED, average_ratings, save_rating, unrated
 from tinystories_lab.runlog import read_rows
+from tinystories_lab.words import opening
 
 SHOWN_WORDS = 6
 UNMARKED = "–"  # where sliders begin: a mark that nobody gave is none
@@ -64,7 +65,7 @@ def marks_of(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) ->
     rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
     return [
         {
-            "story": " ".join(card["story"].split()[:SHOWN_WORDS]) + " ...",
+            "story": opening(card["story"], SHOWN_WORDS) + " ...",
             "by": card["by"],
             ", ".join(RATED): ", ".join(str(rated[card["story"]][question]) for question in RATED),
         }

@@ -22,7 +22,7 @@ PROSE = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45"
 
 def prose(text: str) -> HTML:
     """A text as it was written, line breaks and all; nothing in it is taken for HTML."""
-    return HTML(f'<div style="{PROSE}; max-width: 40em">{escape(text)}</div>')
+    return HTML(f'<div dir="auto" style="{PROSE}; max-width: 40em">{escape(text)}</div>')
 
 
 def code(text: str) -> HTML:
@@ -35,7 +35,7 @@ def cards(texts: Sequence[tuple[str, str]]) -> HTML:
     each = (
         f'<div style="flex: 1 1 15em; min-width: 0; border: {LINE}; border-radius: 6px; padding: 0.6em 0.9em">'
         f'<div style="font-weight: bold; margin-bottom: 0.3em">{escape(heading)}</div>'
-        f'<div style="{PROSE}">{escape(text)}</div></div>'
+        f'<div dir="auto" style="{PROSE}">{escape(text)}</div></div>'
         for heading, text in texts
     )
     return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 0.7em; max-width: 60em">{"".join(each)}</div>')
@@ -47,18 +47,21 @@ def tokens(pieces: Sequence[str], chosen: int | None = None) -> HTML:
         f'<span style="background: {TINTS[index % len(TINTS)]}; {CHOSEN if index == chosen else ""}">{escape(piece)}</span>'
         for index, piece in enumerate(pieces)
     )
-    return HTML(f'<div style="{PROSE}; max-width: 40em; line-height: 1.7">{"".join(spans)}</div>')
+    return HTML(f'<div dir="auto" style="{PROSE}; max-width: 40em; line-height: 1.7">{"".join(spans)}</div>')
 
 
-def bars(rows: Sequence[tuple[str, float, float]]) -> HTML:
-    """A bar a row of (label, share, share to compare with), shares from 0 to 1: the second is an outline behind the first."""
+def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
+    """A bar a row of (label, share, share to compare with), shares from 0 to 1: the second is an outline behind the first.
+
+    A share of `widest` is as wide as there is room.
+    """
     bar = "position: absolute; top: 15%; height: 70%; box-sizing: border-box"
     lines = (
         f'<div style="display: flex; align-items: center; gap: 0.6em">'
         f'<span style="flex: 0 0 9em; font-family: monospace; text-align: right; white-space: pre; overflow: hidden">{escape(label)}</span>'
         f'<div style="position: relative; flex: 1; height: 1.5em">'
-        f'<div style="{bar}; width: {min(1, compared):.1%}; border: 1.5px solid rgba(128, 128, 128, 0.9)"></div>'
-        f'<div style="{bar}; width: {min(1, share):.1%}; background: rgba(0, 114, 178, 0.65)"></div></div>'
+        f'<div style="{bar}; width: {min(1, compared / widest):.1%}; border: 1.5px solid rgba(128, 128, 128, 0.9)"></div>'
+        f'<div style="{bar}; width: {min(1, share / widest):.1%}; background: rgba(0, 114, 178, 0.65)"></div></div>'
         f'<span style="flex: 0 0 3.6em; text-align: right">{share:.1%}</span></div>'
         for label, share, compared in rows
     )
@@ -93,7 +96,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     head = "".join(f'<th style="{cell}; text-align: left">{escape(key)}</th>' for key in rows[0])
     lines = (
         "".join(
-            f'<td style="{cell}; text-align: {"right" if isinstance(value, int | float | None) else "left"}">{escape(shown(value))}</td>'
+            f'<td dir="auto" style="{cell}; text-align: {"right" if isinstance(value, int | float | None) else "left"}">{escape(shown(value))}</td>'
             for value in row.values()
         )
         for row in rows

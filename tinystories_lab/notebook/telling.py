@@ -12,6 +12,7 @@ from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook.show import bars, prose, tokens
 from tinystories_lab.odds import likely_next, token_text
 from tinystories_lab.sources import END_OF_TEXT
+from tinystories_lab.tokenizer import text_of
 
 TOKENS_A_SECOND = 40  # at most: a small model is faster than one can watch, and nothing would be left to stop
 TOKENS_A_BEAT = 2  # at least, where the browser comes back sooner than they are due
@@ -65,7 +66,7 @@ def tell_in_beats(
 def story_html(tokenizer: Tokenizer, told: Told, chosen: int = 0) -> str:
     """While it is told: its text. Once it has ended: its tokens, the prompt's too, number `chosen` of the told ones framed."""
     if not told.ended:
-        return prose(told.prompt + tokenizer.decode(told.ids[told.start :]) + " ...").data
+        return prose(told.prompt + text_of(tokenizer, told.ids[told.start :]) + " ...").data
     pieces = [token_text(tokenizer, token) for token in told.ids]
     return tokens(pieces, chosen=told.start + chosen - 1 if chosen else None).data
 
@@ -75,7 +76,7 @@ def odds_html(model: GPTMini, tokenizer: Tokenizer, told: Told, chosen: int = 0,
     place = told.start + max(0, chosen - 1)
     before = told.ids[:place]
     rows = likely_next(model, tokenizer, before, told=told.ids[place] if chosen else None, **settings)
-    text = tokenizer.decode(before, skip_special_tokens=False)
+    text = tokenizer.decode(before, skip_special_tokens=False).rstrip("\ufffd")
     tail = text if len(text) <= TAIL else "..." + text[-TAIL:]
     heading = f"What may follow “{tail}”{' (→ was drawn)' if chosen else ''}"
     return (

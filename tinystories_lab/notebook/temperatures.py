@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from tinystories_lab.notebook.plots import BLUE, GREEN, GREY, ORANGE, name_lines, new_figure
+from tinystories_lab.notebook.plots import BLUE, GREEN, GREY, ORANGE, legible, name_lines, new_figure
 
 SHOWN = 8  # tokens: more would be too thin for a phone
 COLOURS = (BLUE, ORANGE, GREEN)
@@ -18,7 +18,8 @@ def odds_at_temperatures(odds: Mapping[float, Sequence[tuple[str, float, float]]
         places = [place + (number - (len(odds) - 1) / 2) * thickness for place in range(len(rows[:SHOWN]))]
         shares = [share for _, share, _ in rows[:SHOWN]]
         axes.barh(places, shares, thickness, color=COLOURS[number], label=f"temperature {temperature}")
-    axes.set_yticks(range(len(rows[:SHOWN])), [label for label, *_ in rows[:SHOWN]], family="monospace")
+    labels, families = legible([label for label, *_ in rows[:SHOWN]], "monospace")
+    axes.set_yticks(range(len(labels)), labels, family=families, parse_math=False)
     axes.invert_yaxis()
     name_lines(axes)
     return figure
