@@ -9,6 +9,9 @@ from tinystories_lab.recipe import TrainConfig
 ROWS = [
     {"step": s, "tokens": s * 100, "train_loss": 6 / s, **({"val_loss": 6.5 / s} if s > 1 else {})} for s in (1, 2, 3)
 ]
+ODDS = [(f"' {name}'", share / 2, share) for name, share in zip("abcdefghijkl", [0.3, *[0.05] * 11], strict=True)]
+METRICS = {t: {"known_words": 1 - t / 10, "distinct_trigrams": 0.8 + t / 10} for t in (0.5, 0.8, 1.2)}
+REAL = {"known_words": 0.99, "distinct_trigrams": 0.9}
 FIGURES = {
     "loss_curve": lambda: curves.loss_curve(ROWS, 1_000),
     "loss_curve before any evaluation": lambda: curves.loss_curve(ROWS[:1], 1_000),
@@ -18,6 +21,8 @@ FIGURES = {
     "pattern_curves": lambda: curves.pattern_curves({"one": ROWS, "other": ROWS[:1], "third": ROWS}, 1_000),
     "histogram of whole numbers": lambda: plots.histogram([1, 2, 2, 300], "How many?", "words", 2, "median"),
     "histogram of one value": lambda: plots.histogram([0.5], "How many?", "ratio"),
+    "odds_at_temperatures of few tokens": lambda: plots.odds_at_temperatures({0.8: ODDS[:2]}),
+    "diversity_and_validity at one temperature": lambda: plots.diversity_and_validity({0.8: REAL}, REAL),
 }
 
 
@@ -43,8 +48,8 @@ def test_the_curve_shows_where_a_run_was_resumed():
 
 def test_the_running_mean_of_a_straight_line_is_that_line():
     line = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0]
-    assert curves.smoothed(line) == line and curves.smoothed([5.0]) == [5.0]
-    assert curves.smoothed([0, 0, 0, 5, 0, 0, 0]) == [0, 0, 1, 1, 1, 0, 0]
+    assert curves._smoothed(line) == line and curves._smoothed([5.0]) == [5.0]
+    assert curves._smoothed([0, 0, 0, 5, 0, 0, 0]) == [0, 0, 1, 1, 1, 0, 0]
 
 
 def test_the_chapters_curve_stands_at_the_same_share_of_the_run():
@@ -64,3 +69,18 @@ def test_several_small_curves_share_their_scale_and_one_legend():
 def test_every_value_is_counted_once_in_a_histogram():
     values = [60, 61, 75, 75, 180]
     assert sum(bar.get_height() for bar in plots.histogram(values, "How many?", "words").axes[0].patches) == len(values)
+
+
+def test_each_token_has_a_bar_of_its_odds_at_each_temperature():
+    axes = plots.odds_at_temperatures({0.5: ODDS, 1.2: ODDS[::-1]}).axes[0]
+    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert widths == [[row[1] for row in rows[: plots.TOKENS_SHOWN]] for rows in (ODDS, ODDS[::-1])]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["temperature 0.5", "temperature 1.2"]
+
+
+def test_told_stories_are_lines_over_the_temperature_and_real_ones_are_dashed():
+    axes = plots.diversity_and_validity(METRICS, REAL).axes[0]
+    solid = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert [list(line.get_ydata()) for line in solid] == [[row[key] for row in METRICS.values()] for key in REAL]
+    dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
+    assert dashed == list(REAL.values())

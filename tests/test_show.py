@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tinystories_lab.notebook import show
-from tinystories_lab.notebook.plots import new_figure
+from tinystories_lab.notebook.plots import new_axes
 
 MEAN = "<script>alert('&')</script>\n\ta  b"
 MADE = {
@@ -93,7 +93,7 @@ def test_numbers_are_shown_as_people_read_them(value, text):
 
 
 def test_a_picture_is_part_of_the_page_and_says_what_it_shows():
-    page = Reader(show.picture(new_figure("A title", "x", "y"), says='the "loss" <b>').data)
+    page = Reader(show.picture(new_axes("A title", "x", "y").figure, says='the "loss" <b>').data)
     ((tag, attributes),) = page.tags
     assert tag == "img" and attributes["alt"] == 'the "loss" <b>' and "max-width: 100%" in attributes["style"]
     assert b64decode(attributes["src"].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tinystories_lab.attention import KVCache, apply_rope, causal_attention, rope_tables
 
-_NORM_EPS = 1e-5
-_INIT_STD = 0.02
+NORM_EPS = 1e-5
+INIT_STD = 0.02
 # In the loss, whose logits are all that is held: 33 and 262 MB for 8,000 tokens in float32. A GPU wants large products.
 _TOKENS_AT_ONCE = {"cpu": 1_024, "gpu": 8_192}
 
@@ -82,9 +82,9 @@ class _Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=_NORM_EPS)
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
         self.attention = _Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=_NORM_EPS)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
         self.feed_forward = _SwiGLU(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
@@ -105,7 +105,7 @@ class GPTMini(nn.Module):
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.d_model)  # also the output head
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.d_model, eps=_NORM_EPS)
+        self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
         cos, sin = rope_tables(config.max_len, config.d_model // config.n_head)
         # Not persistent: they follow from the config, so a checkpoint need not hold them.
         self.register_buffer("cos", cos, persistent=False)
@@ -121,7 +121,7 @@ class GPTMini(nn.Module):
             # Every layer adds two terms to the residual stream; scaled so, their sum does not grow with depth (GPT-2).
             adds_to_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
             nn.init.normal_(
-                parameter, std=_INIT_STD / math.sqrt(2 * self.config.n_layer) if adds_to_residual else _INIT_STD
+                parameter, std=INIT_STD / math.sqrt(2 * self.config.n_layer) if adds_to_residual else INIT_STD
             )
 
     def forward(

@@ -64,29 +64,21 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
     def show_odds(change: Any = None) -> None:
         odds.value = odds_html(model, tokenizer, told, walk.value, **shaping())
 
-    def show_story(change: Any = None) -> None:
+    def show_story() -> None:
         tell.disabled, stop.disabled, walk.disabled = not told.ended, bool(told.ended), not (told.ended and told.count)
-        said.value = prose(
-            f"{how}: {told.count} tokens{f'. {told.ended}' if told.ended else ' so far'}" if how else told.ended
-        ).data
+        so_far = f"{how}: {told.count} tokens{f'. {told.ended}' if told.ended else ' so far'}"
+        said.value = prose(so_far if how else told.ended).data
         story.value = story_html(tokenizer, told, walk.value)
 
-    def step(change: Any = None) -> None:
-        """To another token of the story."""
+    def show(change: Any = None) -> None:
         show_story()
         show_odds()
 
-    def walk_to(place: int) -> None:
-        """Set the slider to a token of the story without another round of drawing."""
-        walk.unobserve(walked, "value")
+    def show_from_the_start() -> None:
+        """At the first token told, whence one walks on; before the telling at the prompt's end."""
+        walk.value = min(1, told.count)
         walk.max = max(1, told.count)
-        walk.value = place
-        walk.observe(walked, "value")
-
-    def come_to_rest() -> None:
-        """At the first token told, whence one walks on."""
-        walk_to(min(1, told.count))
-        step()
+        show()
 
     def tell_on(change: Any = None) -> None:
         """Tell for a moment, then wait for the browser to come back: what was pressed meanwhile comes before it."""
@@ -94,29 +86,28 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
         if change and echo.value != pulse.value:
             return  # a second window on the same notebook, or a browser that is late
         for told in beats:
-            come_to_rest() if told.ended else show_story()
+            show_from_the_start() if told.ended else show_story()
             if echo.value:  # a browser is there
                 pulse.value += 1
                 return
 
-    def start(button: Any) -> None:
+    def start(button: Any = None) -> None:
         nonlocal told, how, beats
         told, settings = begin(tokenizer, prompt.value), shaping() | {"seed": seed.value}
         how = f"temperature {temperature.value:.2f}, top_k {top_k.label}, top_p {top_p.value:.2f}, seed {seed.value}"
         beats = tell_in_beats(model, tokenizer, prompt.value, length.value, BEAT, **settings)
-        walk_to(0)
-        show_odds()
+        show_from_the_start()
         tell_on()
 
-    def stop_telling(button: Any, why: str = "You stopped it.") -> None:
+    def stop_telling(button: Any = None, why: str = "You stopped it.") -> None:
         nonlocal told, beats
         told, beats = replace(told, ended=told.ended or why), iter(())
-        come_to_rest()
+        show_from_the_start()
 
     def new_prompt(change: Any) -> None:
         nonlocal told, how
         told, how = begin(tokenizer, prompt.value), ""
-        stop_telling(None, "Not told yet: press Tell.")
+        stop_telling(why="Not told yet: press Tell.")
 
     def heard(callback: Callable[[Any], None]) -> Callable[[Any], None]:
         """The same callback, whose errors are said in the widget."""
@@ -130,10 +121,9 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
 
         return safely
 
-    walked = heard(step)
-    walk.observe(walked, "value")
     for control in (temperature, top_k, top_p):
         control.observe(heard(show_odds), "value")
+    walk.observe(heard(show), "value")
     prompt.observe(heard(new_prompt), "value")
     echo.observe(heard(tell_on), "value")
     tell.on_click(heard(start))

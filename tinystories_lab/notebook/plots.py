@@ -8,15 +8,21 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 # Okabe and Ito's colours: told apart also by those who do not see red or green.
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 110  # inches; with letters of 12 points legible on a phone, which shows half the size
+TOKENS_SHOWN = 8  # more would be too thin for a phone
 
 
-def new_figure(title: str, x_label: str, y_label: str) -> Figure:
-    """A figure with one set of axes, `figure.axes[0]`."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    style(figure.add_subplot(), title, x_label, y_label)
-    return figure
+def new_figure(height: float = HEIGHT) -> Figure:
+    """An empty figure of the lab's one width."""
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+
+
+def new_axes(title: str, x_label: str, y_label: str) -> Axes:
+    """Axes that have a figure, `axes.figure`, to themselves."""
+    axes = new_figure().add_subplot()
+    style(axes, title, x_label, y_label)
+    return axes
 
 
 def style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
@@ -47,29 +53,28 @@ def legible(texts: Sequence[str], family: str = "sans-serif") -> tuple[list[str]
     ], families
 
 
-def name_lines(axes: Axes, loc: str = "best") -> None:
+def name_lines(axes: Axes) -> None:
     """The legend, of what has a label; lines behind it stay visible."""
-    axes.legend(fontsize=11, edgecolor="none", framealpha=0.7, loc=loc)
+    axes.legend(fontsize=11, edgecolor="none", framealpha=0.7)
 
 
 def histogram(
     values: Sequence[float], title: str, x_label: str, mark: float | None = None, mark_label: str = ""
 ) -> Figure:
     """How often each value occurs, with an optional line at `mark`."""
-    figure = new_figure(title, x_label, "how many")
+    axes = new_axes(title, x_label, "how many")
     # Whole numbers need bins of whole widths, or some bins catch more of them than others.
     width = max(1, round((max(values) - min(values)) / 40)) if all(isinstance(value, int) for value in values) else None
-    figure.axes[0].hist(values, bins=range(min(values), max(values) + width + 1, width) if width else 40, color=BLUE)
+    axes.hist(values, bins=range(min(values), max(values) + width + 1, width) if width else 40, color=BLUE)
     if mark is not None:
-        figure.axes[0].axvline(mark, color=ORANGE, linestyle="--", label=mark_label)
-        name_lines(figure.axes[0])
-    return figure
+        axes.axvline(mark, color=ORANGE, linestyle="--", label=mark_label)
+        name_lines(axes)
+    return axes.figure
 
 
 def points(values: Mapping[float, float], title: str, x_label: str, y_label: str) -> Figure:
     """A line through a few points on a logarithmic axis, the height written at each."""
-    figure = new_figure(title, x_label, y_label)
-    axes = figure.axes[0]
+    axes = new_axes(title, x_label, y_label)
     axes.plot(list(values), list(values.values()), "o-", color=BLUE)
     for x, y in values.items():
         axes.annotate(f"{y:.2f}", (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=12)
@@ -78,7 +83,7 @@ def points(values: Mapping[float, float], title: str, x_label: str, y_label: str
     axes.set_xticks([], minor=True)
     axes.margins(x=0.1, y=0.15)
     axes.set_ylim(bottom=0)
-    return figure
+    return axes.figure
 
 
 def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
@@ -86,8 +91,8 @@ def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
 
     `counts` has a number for each different word: how often it occurs.
     """
-    figure = new_figure("How many words make up the text?", "words known, the commonest first", "share of the text (%)")
-    axes, total = figure.axes[0], sum(counts)
+    axes = new_axes("How many words make up the text?", "words known, the commonest first", "share of the text (%)")
+    total = sum(counts)
     covered = [100 * known / total for known in accumulate(sorted(counts, reverse=True))]
     needed = 1 + next(place for place, known in enumerate(covered) if known >= 100 * share)
     axes.plot(range(1, len(covered) + 1), covered, color=BLUE)
@@ -98,4 +103,34 @@ def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
     axes.set_ylim(0, 103)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     name_lines(axes)
-    return figure
+    return axes.figure
+
+
+def odds_at_temperatures(odds: Mapping[float, Sequence[tuple[str, float, float]]]) -> Figure:
+    """The `likely_next` of one text at up to three temperatures: a group of bars for each of the likeliest tokens."""
+    axes = new_axes("One choice, several temperatures", "odds of being drawn", "")
+    thickness = 0.8 / len(odds)
+    for number, (temperature, rows) in enumerate(odds.items()):
+        labels, shares, _ = zip(*rows[:TOKENS_SHOWN], strict=True)
+        places = [place + (number - (len(odds) - 1) / 2) * thickness for place in range(len(shares))]
+        axes.barh(places, shares, thickness, color=(BLUE, ORANGE, GREEN)[number], label=f"temperature {temperature}")
+    labels, families = legible(labels, "monospace")
+    axes.set_yticks(range(len(labels)), labels, family=families, parse_math=False)
+    axes.invert_yaxis()
+    name_lines(axes)
+    return axes.figure
+
+
+def diversity_and_validity(metrics: Mapping[float, Mapping[str, float]], real: Mapping[str, float]) -> Figure:
+    """The `story_metrics` of stories told at each temperature, as lines; those of real stories as dashed ones."""
+    axes = new_axes("Diversity against validity", "temperature", "share")
+    for key, label, colour in (
+        ("known_words", "words that are known", BLUE),
+        ("distinct_trigrams", "three-word runs that differ", ORANGE),
+    ):
+        axes.plot(list(metrics), [row[key] for row in metrics.values()], "o-", color=colour, label=label)
+        axes.axhline(real[key], color=colour, linestyle="--", linewidth=1)
+    axes.plot([], [], color=GREY, linestyle="--", linewidth=1, label="real stories")
+    axes.set_xticks(list(metrics))
+    name_lines(axes)
+    return axes.figure
