@@ -1,16 +1,23 @@
 """The Llama layout, both ways: what goes out comes back, what others made is read as they read it, what cannot be held is refused by name."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import SentencePieceBPETokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinystories_lab.checkpoint import load_model
+from tinystories_lab.generate import stream, tell
 from tinystories_lab.llama import to_llama
 from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.notebook.telling import tell_in_beats
+from tinystories_lab.odds import bits_per_byte_on, likely_next, odds_of_text
+from tinystories_lab.tokenizer import end_id, first_ids, load_tokenizer
 
 SHAPE = GPTConfig(vocab_size=60, n_layer=2, n_head=2, d_model=24, max_len=20)
 IDS = torch.arange(3 * 20).view(3, 20)
@@ -148,3 +155,54 @@ def test_a_torn_file_is_not_read(tmp_path, name):
     (tmp_path / "hf" / name).write_bytes(content[:-9])
     with pytest.raises(ValueError, match="holds no Llama that can be read"):
         load_model(tmp_path / "hf")
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory):
+    """Somebody else's model as it comes: SentencePiece-like tokens, a mark before every text, another width."""
+    folder = tmp_path_factory.mktemp("guest")
+    tokenizer = SentencePieceBPETokenizer(add_prefix_space=True)
+    marks = ["<unk>", "<s>", "</s>"]
+    tokenizer.train_from_iterator(["Once upon a time, there was a cat."] * 3, 60, 1, special_tokens=marks)
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    llama(folder, vocab_size=tokenizer.get_vocab_size())
+    return load_model(folder / "theirs"), load_tokenizer(folder / "tokenizer.json")
+
+
+def test_a_guest_tells_stories_with_their_spaces_from_its_own_first_token(guest):
+    model, tokenizer = guest
+    told = tell(model, tokenizer, "Once upon", 8, seed=1)
+    ids = [*tokenizer.encode("Once upon").ids, *stream(model, tokenizer.encode("Once upon").ids, 8, seed=1, stop_id=2)]
+    assert told["story"] == tokenizer.decode(ids) and told["story"].startswith("Once upon")
+    assert first_ids(tokenizer, "") == [1] and tell(model, tokenizer, "", 3, seed=1)["story"]
+    *_, told = tell_in_beats(model, tokenizer, "Once upon", 8, beat=60, seed=1)
+    assert list(told.ids) in (ids, [*ids, 2]), "the playground tells the same"
+
+
+def test_a_guests_odds_are_of_its_own_tokens(guest):
+    model, tokenizer = guest
+    odds = odds_of_text(model, tokenizer, "Once upon a time")
+    assert "".join(text for text, _ in odds) == " Once upon a time"
+    ids = tokenizer.encode("Once upon a time").ids
+    assert ids[0] == 1
+    with torch.no_grad():
+        own = model(torch.tensor([ids]))[0][0].softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    assert [share for _, share in odds] == pytest.approx(own.tolist(), rel=1e-4)
+    assert all(shown.startswith("'") for shown, *_ in likely_next(model, tokenizer, ids))
+
+
+def test_bits_a_byte_on_the_same_texts_compare_models_with_other_tokenizers(guest):
+    model, tokenizer = guest
+    texts = ["Once upon a time", "there was a cat"]
+    shares = [share for text in texts for _, share in odds_of_text(model, tokenizer, text)]
+    expected = -sum(math.log2(share) for share in shares) / sum(map(len, texts))
+    assert bits_per_byte_on(model, tokenizer, texts) == pytest.approx(expected)
+    beyond = "cat " * 40
+    seen = tokenizer.decode(tokenizer.encode(beyond, add_special_tokens=False).ids[:20])
+    assert bits_per_byte_on(model, tokenizer, [beyond]) == pytest.approx(bits_per_byte_on(model, tokenizer, [seen]))
+
+
+def test_a_tokenizer_without_a_mark_between_stories_is_refused():
+    with pytest.raises(ValueError, match=r"none of <\|endoftext\|>, </s>, .* to end a story with"):
+        end_id(SentencePieceBPETokenizer())

@@ -18,7 +18,7 @@ from tinystories_lab.review import perplexity
 from tinystories_lab.runlog import read_log, read_rows
 from tinystories_lab.sampling import TEMPERATURE, TOP_K
 from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenizer import PAD, load_tokenizer, tokenizer_sha256
+from tinystories_lab.tokenizer import PAD, end_id, load_tokenizer, tokenizer_sha256
 
 # What is known of the data that the lab names: Hub name, licence of what is made from it, and what to say of it.
 SOURCES = {
@@ -51,9 +51,12 @@ def export_hugging_face(run_dir: str | Path, out_dir: str | Path) -> Path:
         )
     config = GPTConfig(**checkpoint["model_config"])
     settings, tensors = to_llama(config, checkpoint["model"])
-    end_id, pad_id = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(PAD)
     # A story begins after the end of the one before: it is the token to begin with where there is no prompt.
-    special = {"bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": pad_id}
+    special = {
+        "bos_token_id": end_id(tokenizer),
+        "eos_token_id": end_id(tokenizer),
+        "pad_token_id": tokenizer.token_to_id(PAD),
+    }
     telling = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, "max_new_tokens": NEW_TOKENS}
     files = {
         "config.json": settings | special,

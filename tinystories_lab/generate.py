@@ -10,8 +10,7 @@ from tokenizers import Tokenizer
 
 from tinystories_lab.model import GPTMini
 from tinystories_lab.sampling import TEMPERATURE, TOP_K, draw, next_token_probabilities
-from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenizer import text_of
+from tinystories_lab.tokenizer import end_id, first_ids, text_of
 from tinystories_lab.words import PROMPTS
 
 NEW_TOKENS = 120  # the chapter's, as its prompts
@@ -111,15 +110,18 @@ def tell_many(
 
     An empty prompt starts as every story does, after `<|endoftext|>`.
     """
-    end_id = tokenizer.token_to_id(END_OF_TEXT)
     seeds = [None] * len(prompts) if seeds is None else seeds
-    ids = [tokenizer.encode(prompt).ids or [end_id] for prompt in prompts]
-    turns = list(stream_many(model, ids, max_new_tokens, temperature, top_k, top_p, seeds, stop_id=end_id))
+    ids = [first_ids(tokenizer, prompt) for prompt in prompts]
+    turns = list(stream_many(model, ids, max_new_tokens, temperature, top_k, top_p, seeds, stop_id=end_id(tokenizer)))
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     rows = []
     for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         new = [turn[row] for turn in turns if turn[row] is not None]
-        told = {"prompt": prompt, "story": prompt + text_of(tokenizer, new), "ended": len(new) < max_new_tokens}
+        told = {
+            "prompt": prompt,
+            "story": prompt + text_of(tokenizer, ids[row] + new, len(ids[row])),
+            "ended": len(new) < max_new_tokens,
+        }
         rows.append(told | settings | {"seed": seed, "max_new_tokens": max_new_tokens})
     return rows
 

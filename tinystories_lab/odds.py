@@ -1,16 +1,18 @@
 """What may come next: the likeliest tokens after a text, and what temperature, top_k and top_p make of their odds."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 from torch import Tensor
 
 from tinystories_lab.generate import check_ids, window
 from tinystories_lab.merges import shown
 from tinystories_lab.model import GPTMini
 from tinystories_lab.sampling import TEMPERATURE, TOP_K, next_token_probabilities
-from tinystories_lab.sources import END_OF_TEXT
+from tinystories_lab.tokenizer import first_ids
 
 LIKELIEST = 12
 
@@ -22,7 +24,8 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         raise ValueError(
             f"token {token} is not among this tokenizer's {tokenizer.get_vocab_size()}: is it the model's?"
         )
-    return shown(name)
+    # Others that are not byte-level write a space as this block, and letters as they are.
+    return shown(name) if isinstance(tokenizer.decoder, ByteLevel) else name.replace("▁", " ")
 
 
 @torch.inference_mode()
@@ -68,9 +71,23 @@ def odds_of_text(model: GPTMini, tokenizer: Tokenizer, text: str) -> list[tuple[
 
     The mean of -ln of the odds is the loss on that text. Raises ValueError for an empty text and another model's tokenizer.
     """
-    ids = tokenizer.encode(text).ids
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
     check_ids(ids, model.config.vocab_size)
-    ids = [tokenizer.token_to_id(END_OF_TEXT), *ids][-model.config.max_len - 1 :]
+    ids = [*first_ids(tokenizer, ""), *ids][-model.config.max_len - 1 :]
     logits, _ = model(torch.tensor([ids[:-1]], device=model.tok_emb.weight.device))
     odds = next_token_probabilities(logits[0], 1.0, None).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
     return list(zip([token_text(tokenizer, token) for token in ids[1:]], odds.tolist(), strict=True))
+
+
+def bits_per_byte_on(model: GPTMini, tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+    """Bits a byte that the model needs for texts that begin stories, each as far as it sees at once.
+
+    The same texts compare any two models, whatever their tokenizers. Raises ValueError as `odds_of_text`.
+    """
+    nats, size = 0.0, 0
+    for text in texts:
+        seen = tokenizer.encode(text, add_special_tokens=False).ids[: model.config.max_len]
+        text = tokenizer.decode(seen)
+        nats -= sum(math.log(max(share, 1e-38)) for _, share in odds_of_text(model, tokenizer, text))
+        size += len(text.encode())
+    return nats / math.log(2) / size

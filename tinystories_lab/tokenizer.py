@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PAD = "<|pad|>"
+END_MARKS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours, and those of tokenizers that others made
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
 LARGEST_VOCABULARY = 2**16  # ids are kept as uint16: two bytes a token
 STORIES_PER_BATCH = 1_000
@@ -102,9 +103,25 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise ValueError(f"{path} is not a tokenizer file ({error}): write it again (02_tokenizer)") from error
 
 
-def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Decode ids of a story that may go on: a last character of which only some bytes are there is left out."""
-    return tokenizer.decode(ids).rstrip("\ufffd")
+def end_id(tokenizer: Tokenizer) -> int:
+    """The id of what stands between two stories. Raises ValueError for a tokenizer that has no mark for it."""
+    ids = [tokenizer.token_to_id(mark) for mark in END_MARKS]
+    if all(number is None for number in ids):
+        raise ValueError(f"the tokenizer has none of {', '.join(END_MARKS)} to end a story with: take another one")
+    return next(number for number in ids if number is not None)
+
+
+def first_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids that a story goes on from; as every story does, one without a prompt begins after the mark between two."""
+    return tokenizer.encode(prompt).ids or [end_id(tokenizer)]
+
+
+def text_of(tokenizer: Tokenizer, ids: Sequence[int], start: int = 0) -> str:
+    """What the ids of a story from `start` on say; a last character of which only some bytes are there is left out.
+
+    All are decoded: some tokenizers, of others, leave out the space before what they take for the first word.
+    """
+    return tokenizer.decode(ids).rstrip("\ufffd")[len(tokenizer.decode(ids[:start])) :]
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
@@ -128,7 +145,7 @@ def write_bin(
     """
     path = Path(path)
     check_vocab_size(tokenizer.get_vocab_size())
-    end = np.uint16(tokenizer.token_to_id(END_OF_TEXT)).tobytes()
+    end = np.uint16(end_id(tokenizer)).tobytes()
     tokens = told = size = 0
     digest = hashlib.sha256()
     total = max_tokens or (len(stories) if hasattr(stories, "__len__") else None)
@@ -172,9 +189,8 @@ def write_bin(
 def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:
     """Decode a token file back to its stories, in order, one at a time."""
     tokens = np.memmap(path, np.uint16, mode="r")
-    end_id = tokenizer.token_to_id(END_OF_TEXT)
     start = 0
-    for end in np.flatnonzero(tokens == end_id):
+    for end in np.flatnonzero(tokens == end_id(tokenizer)):
         yield tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False)
         start = end + 1
 

@@ -11,8 +11,7 @@ from tinystories_lab.generate import stream
 from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook.show import bars, prose, tokens
 from tinystories_lab.odds import likely_next, token_text
-from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenizer import text_of
+from tinystories_lab.tokenizer import end_id, first_ids, text_of
 
 TOKENS_A_SECOND = 40  # at most: a small model is faster than one can watch, and nothing would be left to stop
 TOKENS_A_BEAT = 2  # at least, where the browser comes back sooner than they are due
@@ -36,7 +35,7 @@ class Told:
 
 def begin(tokenizer: Tokenizer, prompt: str) -> Told:
     """A story of which nothing is told yet; as every story does, an empty prompt begins after `<|endoftext|>`."""
-    ids = tokenizer.encode(prompt).ids or [tokenizer.token_to_id(END_OF_TEXT)]
+    ids = first_ids(tokenizer, prompt)
     return Told(prompt, tuple(ids), len(ids))
 
 
@@ -48,9 +47,9 @@ def tell_in_beats(
     A beat is over after `beat` seconds, or when as much is told as is due for the time since the last one was taken. A
     story that ended by itself has `<|endoftext|>` as its last token. Raises ValueError as `stream`.
     """
-    told, end_id = begin(tokenizer, prompt), tokenizer.token_to_id(END_OF_TEXT)
+    told, end = begin(tokenizer, prompt), end_id(tokenizer)
     since, due = time.monotonic(), TOKENS_A_BEAT
-    for token in stream(model, told.ids, max_new_tokens, stop_id=end_id, **settings):
+    for token in stream(model, told.ids, max_new_tokens, stop_id=end, **settings):
         told = replace(told, ids=(*told.ids, token))
         if time.monotonic() - since >= beat or told.count >= due:
             taken = time.monotonic()
@@ -58,7 +57,7 @@ def tell_in_beats(
             since = time.monotonic()
             due = told.count + max(TOKENS_A_BEAT, TOKENS_A_SECOND * (since - taken))
     if told.count < max_new_tokens:
-        yield replace(told, ids=(*told.ids, end_id), ended="It ended by itself.")
+        yield replace(told, ids=(*told.ids, end), ended="It ended by itself.")
     else:
         yield replace(told, ended="It reached its length.")
 
@@ -66,7 +65,7 @@ def tell_in_beats(
 def story_html(tokenizer: Tokenizer, told: Told, chosen: int = 0) -> str:
     """While it is told: its text. Once it has ended: its tokens, the prompt's too, number `chosen` of the told ones framed."""
     if not told.ended:
-        return prose(told.prompt + text_of(tokenizer, told.ids[told.start :]) + " ...").data
+        return prose(told.prompt + text_of(tokenizer, told.ids, told.start) + " ...").data
     pieces = [token_text(tokenizer, token) for token in told.ids]
     return tokens(pieces, chosen=told.start + chosen - 1 if chosen else None).data
 
