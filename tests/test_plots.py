@@ -64,3 +64,21 @@ def test_several_small_curves_share_their_scale_and_one_legend():
 def test_every_value_is_counted_once_in_a_histogram():
     values = [60, 61, 75, 75, 180]
     assert sum(bar.get_height() for bar in plots.histogram(values, "How many?", "words").axes[0].patches) == len(values)
+
+
+def test_a_letter_that_no_font_has_is_shown_as_its_code_and_nothing_is_warned_of(recwarn, tmp_path):
+    from tinystories_lab.notebook.temperatures import odds_at_temperatures
+
+    unknown = "\U000e0fff"  # a private place: no font has it
+    assert plots.legible([f"лиса {unknown}", "fox"]) == (["лиса \\U000e0fff", "fox"], plots.legible(["лиса fox"])[1])
+    figure = odds_at_temperatures({0.8: [(f"'从{unknown}'", 0.5, 0.5), ("'$x$ лиса'", 0.1, 0.1)]})
+    figure.savefig(tmp_path / "figure.png")
+    assert "лиса" in figure.axes[0].get_yticklabels()[1].get_text()
+    assert not [warning for warning in recwarn if "lyph" in str(warning.message)]
+
+
+def test_a_letter_that_only_another_font_has_is_drawn_with_that_one():
+    drawn, families = plots.legible(["⊕ ∫ \ue000"], "DejaVu Sans Mono")
+    assert drawn[0].startswith("⊕ ∫") and families[0] == "DejaVu Sans Mono"
+    drawn, families = plots.legible(["\ue000"])  # STIX, which comes with matplotlib, has letters of its own there
+    assert any("STIX" in family for family in families) or drawn == ["\\ue000"]
