@@ -153,6 +153,39 @@ def test_at_home_nothing_is_mounted_and_closing_says_nothing(tmp_path, monkeypat
     assert lab.mirror_root is None and capsys.readouterr().out == ""
 
 
+def test_a_source_that_was_named_once_is_followed_by_the_notebooks_after_it_until_another_is_named(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv(colab.WORKSPACE_VARIABLE, str(tmp_path))
+    assert colab.open_workspace("tiny").source == "toyland"
+    for source in ("мои сказки.txt", "ada/tales"):
+        colab.open_workspace("tiny", source)
+        assert (
+            colab.open_workspace("tiny").source == colab.open_workspace("tiny", "auto", run="second").source == source
+        )
+    colab.open_workspace("tiny", "toyland")
+    assert colab.open_workspace("tiny").data_dir == tmp_path / "data" / "toyland-tiny"
+
+
+def test_on_a_new_machine_the_source_is_that_of_the_newest_run_on_drive(open_lab, drive, stories):
+    lab = open_lab()
+    prepare_and_train_until(lab, 6)
+    presets.save_config(lab)
+    colab.close_workspace(lab)
+    lose_the_machine(lab)
+    again = colab.open_workspace("tiny", use_drive=True)
+    assert again == lab and (again.run_dir / "last.pt").exists()
+    lose_the_machine(lab)
+    (lab.mirror_root / "runs" / lab.run_dir.name / "config.yaml").write_text("train: {")
+    assert colab.open_workspace("tiny", use_drive=True).source == "toyland", "a copy that was cut off says nothing"
+
+
+def test_on_a_new_machine_a_run_of_built_in_stories_leaves_the_choice_to_the_preset(drive):
+    lab = colab.open_workspace("book", use_drive=True)
+    presets.save_config(replace(lab, run_dir=lab.mirror_root / "runs" / "tinystories-book"))
+    assert colab.open_workspace("tiny", use_drive=True).source == "toyland"
+
+
 def test_the_workspace_is_the_current_folder_or_the_repository_of_its_notebooks(tmp_path, monkeypatch):
     monkeypatch.delenv(colab.WORKSPACE_VARIABLE)
     (tmp_path / "notebooks").mkdir()

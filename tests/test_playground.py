@@ -16,7 +16,7 @@ from tinystories_lab.generate import PROMPTS, tell
 from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook import playground, show
 from tinystories_lab.notebook.playground import story_playground
-from tinystories_lab.notebook.telling import begin, odds_html, story_html, tell_in_beats
+from tinystories_lab.notebook.telling import Told, begin, odds_html, story_html, tell_in_beats
 from tinystories_lab.odds import likely_next
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import text_of
@@ -272,3 +272,10 @@ def test_controls_are_named_wait_for_the_mouse_and_are_of_ipywidgets_core(page):
         box = boxes.pop()
         assert type(box).__module__.startswith("ipywidgets.") and isinstance(box, ipywidgets.Widget)
         boxes += getattr(box, "children", ())
+
+
+def test_while_a_story_is_told_no_part_of_a_letter_is_shown(tokenizer, model):
+    ids = tokenizer.encode("Ben 从前🦊").ids
+    for count in range(1, len(ids)):
+        told = Told("Ben", tuple(ids[: count + 1]), 1)
+        assert "\ufffd" not in story_html(tokenizer, told) + odds_html(model, tokenizer, told, count)

@@ -84,3 +84,19 @@ def test_told_stories_are_lines_over_the_temperature_and_real_ones_are_dashed():
     assert [list(line.get_ydata()) for line in solid] == [[row[key] for row in METRICS.values()] for key in REAL]
     dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
     assert dashed == list(REAL.values())
+
+
+def test_a_letter_that_no_font_has_is_shown_as_its_code_and_nothing_is_warned_of(recwarn, tmp_path):
+    unknown = "\U000e0fff"  # a private place: no font has it
+    assert plots.legible([f"лиса {unknown}", "fox"]) == (["лиса \\U000e0fff", "fox"], plots.legible(["лиса fox"])[1])
+    figure = plots.odds_at_temperatures({0.8: [(f"'从{unknown}'", 0.5, 0.5), ("'$x$ лиса'", 0.1, 0.1)]})
+    figure.savefig(tmp_path / "figure.png")
+    assert "лиса" in figure.axes[0].get_yticklabels()[1].get_text()
+    assert not [warning for warning in recwarn if "lyph" in str(warning.message)]
+
+
+def test_a_letter_that_only_another_font_has_is_drawn_with_that_one():
+    drawn, families = plots.legible(["⊕ ∫ \ue000"], "DejaVu Sans Mono")
+    assert drawn[0].startswith("⊕ ∫") and families[0] == "DejaVu Sans Mono"
+    drawn, families = plots.legible(["\ue000"])  # STIX, which comes with matplotlib, has letters of its own there
+    assert any("STIX" in family for family in families) or drawn == ["\\ue000"]

@@ -92,6 +92,19 @@ def test_numbers_are_shown_as_people_read_them(value, text):
     assert show.shown(value) == text
 
 
+def test_the_widest_bar_may_be_less_than_everything():
+    page = Reader(show.bars([("one", 0.2, 0.2), ("two", 0.1, 0.1)], widest=0.2).data)
+    styles = " ".join(attributes.get("style", "") for _, attributes in page.tags)
+    assert styles.count("width: 100.0%") == styles.count("width: 50.0%") == 2 and "20.0%" in page.text
+
+
+@pytest.mark.parametrize("name", ["prose", "cards", "tokens", "table"])
+def test_a_text_runs_in_the_direction_of_its_own_script(name):
+    assert {"dir": "auto"}.items() <= {
+        key: value for _, tag in Reader(MADE[name]("סיפור").data).tags for key, value in tag.items()
+    }.items()
+
+
 def test_a_picture_is_part_of_the_page_and_says_what_it_shows():
     page = Reader(show.picture(new_axes("A title", "x", "y").figure, says='the "loss" <b>').data)
     ((tag, attributes),) = page.tags

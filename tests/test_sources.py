@@ -3,14 +3,12 @@
 import gzip
 import json
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystories_lab.hub import HUB_REVISION, SPLITS
 from tinystories_lab.sources import END_OF_TEXT, read_file, read_rows
 
 STORIES = ["Once there was a fox.\nIt ran.", "“Hi,” said Zoë. 🦊", "The sun — so big — went down."]
@@ -196,6 +194,57 @@ def test_a_missing_file_and_a_folder_are_refused_by_path(tmp_path):
             list(read_rows(tmp_path / name, None, 0))
 
 
+def texts_of(folder):
+    return [(text or "").strip() for _, text in read_rows(folder, None, 0)]
+
+
+def test_in_a_folder_each_txt_is_a_story_unless_the_marker_parts_it(tmp_path):
+    write(tmp_path / "b.txt", "Жила-была лиса.\n\nОна бежала.".encode())
+    write(tmp_path / "a.txt", marked(STORIES))
+    (tmp_path / "more").mkdir()
+    write(tmp_path / "more" / "c.txt.gz", BOM + "Ещё одна.".encode())
+    assert texts_of(tmp_path) == [*STORIES, "Жила-была лиса.\n\nОна бежала.", "Ещё одна."]
+    assert texts_of(str(tmp_path)) == texts_of(tmp_path)
+
+
+@pytest.mark.parametrize("name, kind", [("jsonl", json_lines), ("parquet", parquet)])
+def test_a_folder_of_shards_gives_their_rows_in_the_order_of_their_names(tmp_path, name, kind):
+    for number in (2, 0, 1):
+        write(tmp_path / f"part-{number}.{name}{'.gz' * (number == 1)}", kind([STORIES[number]]))
+    assert texts_of(tmp_path) == STORIES
+
+
+def test_what_is_hidden_or_holds_no_stories_is_passed_over_in_a_folder(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "empty.txt").mkdir()
+    for name in (".git/a.jsonl", "._b.txt", ".DS_Store", "README.md", "cover.png"):
+        write(tmp_path / name, b"no story")
+    write(tmp_path / "b.txt", b"One.")
+    assert texts_of(tmp_path) == ["One."]
+
+
+def test_a_folder_of_several_kinds_and_one_without_any_are_refused(tmp_path):
+    write(tmp_path / "notes.md", b"no story")
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no file of stories in .*: check the path; \.txt, \.jsonl, \.par"
+    ):
+        texts_of(tmp_path)
+    for name in ("a.txt", "b.jsonl.gz"):
+        write(tmp_path / name, b"")
+    with pytest.raises(ValueError, match=r"holds files of several kinds \(\.jsonl, \.txt\): keep one kind in a folder"):
+        texts_of(tmp_path)
+
+
+def test_what_is_there_is_read_before_the_hub_is_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ada" / "tales").mkdir(parents=True)
+    write(tmp_path / "ada" / "tales" / "a.txt", b"One.")
+    write(tmp_path / "ada" / "tales.csv", b"text")
+    assert texts_of("ada/tales") == ["One."]
+    with pytest.raises(ValueError, match=r"unknown source 'ada/tales\.csv'"):
+        texts_of("ada/tales.csv")
+
+
 def test_a_local_source_has_no_split_and_stops_at_max_stories(tmp_path):
     path = write(tmp_path / "stories.jsonl", json_lines(STORIES))
     assert list(read_rows(path, None, 0)) == [("", story) for story in STORIES]
@@ -207,46 +256,3 @@ def test_toyland_tells_as_many_stories_as_asked_by_its_seed():
     assert len(list(read_rows("toyland", 5, seed=0))) == 5
     assert list(read_rows("toyland", 5, seed=0)) == list(read_rows("toyland", 5, seed=0))
     assert list(read_rows("toyland", 5, seed=0)) != list(read_rows("toyland", 5, seed=1))
-
-
-def test_the_hub_is_asked_for_the_pinned_revision_and_gives_its_own_splits(monkeypatch):
-    def load_dataset(name, revision):
-        assert (name, revision) == ("roneneldan/TinyStories", HUB_REVISION)
-        train, validation = ({"text": [f"{split} {number}." for number in range(1_200)]} for split in SPLITS)
-        return datasets.DatasetDict(
-            # in the other order: what is read first must be train, whatever the Hub's order is
-            validation=datasets.Dataset.from_dict(validation),
-            train=datasets.Dataset.from_dict(train),
-        )
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = [(split, f"{split} {number}.") for split in ("train", "validation") for number in range(1_200)]
-    assert list(read_rows("tinystories", None, 0)) == rows
-    assert list(read_rows("tinystories", 2, 0)) == [rows[0], rows[1], rows[1_200], rows[1_201]]
-    assert list(read_rows("tinystories", 9_999, 0)) == rows
-
-
-@pytest.mark.parametrize(
-    "cause",
-    [ConnectionError("no route to the host"), OSError("429 Client Error: Too Many Requests"), TimeoutError("too slow")],
-    ids=lambda cause: type(cause).__name__,
-)
-def test_a_hub_that_cannot_be_had_names_the_cause_and_the_ways_to_go_on(monkeypatch, cause):
-    def load_dataset(*args, **kwargs):
-        raise cause
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ConnectionError) as caught:
-        list(read_rows("tinystories", None, 0))
-    assert caught.value.__cause__ is cause
-    for part in (type(cause).__name__, str(cause), "Try again", "HF_TOKEN", "local file", '"toyland"'):
-        assert part in str(caught.value)
-
-
-def test_an_offline_hub_without_a_cached_copy_names_the_ways_to_go_on(tmp_path, monkeypatch):
-    # What HF_HUB_OFFLINE=1 sets; the libraries read the variable itself only when they are imported.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(ConnectionError, match=r"TinyStories.*Hub.*local file or \"toyland\""):
-        list(read_rows("tinystories", None, 0))

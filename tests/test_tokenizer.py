@@ -19,6 +19,7 @@ from tinystories_lab.tokenizer import (
     load_tokenizer,
     read_bin,
     save_tokenizer,
+    text_of,
     tokenizer_sha256,
     train_tokenizer,
     write_bin,
@@ -117,6 +118,14 @@ def test_the_whole_corpus_counts_whether_a_list_a_generator_or_a_column(tokenize
     for texts in (CORPUS, (text for text in CORPUS), column):
         assert tokenizer_sha256(train_tokenizer(texts, 300)) == tokenizer_sha256(tokenizer)
     assert tokenizer_sha256(train_tokenizer(CORPUS[:4], 300)) != tokenizer_sha256(tokenizer)
+
+
+def test_a_story_that_is_cut_anywhere_shows_no_part_of_a_letter(tokenizer):
+    story = "从前，有 🦊 Zoë."
+    ids = tokenizer.encode(story).ids
+    shown = [text_of(tokenizer, ids[:count]) for count in range(len(ids) + 1)]
+    assert all(story.startswith(text) for text in shown) and shown[-1] == story
+    assert any("\ufffd" in tokenizer.decode(ids[:count]) for count in range(len(ids))), "letters are cut here"
 
 
 def test_the_same_corpus_gives_the_same_fingerprint_and_another_corpus_another(tokenizer):

@@ -14,7 +14,7 @@ from tinystories_lab.generate import tell_many
 from tinystories_lab.model import GPTMini
 from tinystories_lab.runlog import Row, append_row, read_rows
 from tinystories_lab.tokenizer import read_bin
-from tinystories_lab.words import opening, without_last_word
+from tinystories_lab.words import prompt_of, without_last_word
 
 RATED = ("grammar", "coherence", "fun")  # each 0 to 5
 BEST = 5
@@ -37,10 +37,12 @@ def blind_deck(
         raise ValueError(f"{val_bin} holds {len(stories)} stories; {TOLD + REAL} are needed: keep more for validation")
     order = random.Random(seed)
     chosen = order.sample(stories, TOLD + REAL)
-    told = tell_many(model, tokenizer, [opening(story) for story in chosen[:TOLD]], new_tokens, seeds=range(TOLD))
+    told = tell_many(
+        model, tokenizer, [prompt_of(story, tokenizer) for story in chosen[:TOLD]], new_tokens, seeds=range(TOLD)
+    )
     deck = [{"story": cut(row["story"], row["ended"]), "by": "model"} for row in told]
     for story in chosen[TOLD:]:
-        most = len(tokenizer.encode(opening(story)).ids) + new_tokens
+        most = len(tokenizer.encode(prompt_of(story, tokenizer)).ids) + new_tokens
         ids = tokenizer.encode(story).ids
         deck.append({"story": cut(tokenizer.decode(ids[:most]), len(ids) < most), "by": "real"})
     order.shuffle(deck)
