@@ -14,7 +14,7 @@ from tinystories_lab.checkpoint import load_model
 from tinystories_lab.metrics import training_words
 from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.diagrams import windows
-from tinystories_lab.notebook.temperatures import odds_at_temperatures
+from tinystories_lab.notebook.plots import odds_at_temperatures
 from tinystories_lab.odds import likely_next
 from tinystories_lab.presets import plan_workspace
 from tinystories_lab.ratings import blind_deck

@@ -94,6 +94,16 @@ def test_it_shows_samples_from_before_and_after_checklist_figures_and_sessions(l
     assert all(f"{name} {version}" in row[3] for name, version in session["versions"].items())
 
 
+@pytest.mark.parametrize("folder", ["tensorboard", "wandb"])
+def test_the_trackers_are_ticked_when_one_was_handed_the_log(lab, report, folder):
+    assert "- [ ] optional: the log in TensorBoard or W&B\n" in report
+    (lab.run_dir / folder).mkdir()
+    try:
+        assert "- [x] optional: the log in TensorBoard or W&B\n" in in_full(look_back(lab))
+    finally:
+        (lab.run_dir / folder).rmdir()
+
+
 def test_the_short_form_has_the_same_figures(lab):
     back = look_back(lab)
     short = in_short(back)

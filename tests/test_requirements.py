@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from itertools import chain
 from pathlib import Path
 
@@ -14,10 +15,16 @@ REQUIREMENTS = [
 ]
 
 
+TRACKERS = {"tensorboard", "wandb"}  # used where they are there, and asked for in a sentence where they are not
+
+
 def test_colab_satisfies_every_requirement_so_that_set_up_changes_nothing_there():
     lines = (ROOT / "tests/data/colab-pip-freeze.txt").read_text().splitlines()[1:]
     shipped = {name.lower(): version for name, version in (line.split("==") for line in lines)}
-    for requirement in REQUIREMENTS:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+    trackers = [requirement for requirement in map(Requirement, extra) if requirement.name in TRACKERS]
+    assert len(trackers) == len(TRACKERS), "the tests need them"
+    for requirement in [*REQUIREMENTS, *trackers]:
         assert requirement.name.lower() in shipped, f"Colab does not ship {requirement.name}"
         assert requirement.specifier.contains(shipped[requirement.name.lower()]), str(requirement)
 
@@ -31,13 +38,13 @@ def test_every_package_that_the_code_imports_is_required():
     imported = set()
     for path in (ROOT / "tinystories_lab").rglob("*.py"):
         imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE))
-    required = {requirement.name.lower() for requirement in REQUIREMENTS} | {"yaml", "ipython"}
+    required = {requirement.name.lower() for requirement in REQUIREMENTS} | {"yaml", "ipython"} | TRACKERS
     others = {name.lower() for name in imported} - set(sys.stdlib_module_names) - {"tinystories_lab", "google", "q"}
     assert others <= required, f"not in requirements.txt: {others - required}"
 
 
-def test_importing_the_package_brings_no_figures_and_no_widgets():
-    code = "import sys, tinystories_lab.__main__; print([m for m in ('matplotlib', 'ipywidgets', 'IPython') if m in sys.modules])"
+def test_importing_the_package_brings_no_figures_no_widgets_and_no_trackers():
+    code = "import sys, tinystories_lab.__main__, tinystories_lab.trackers; print([m for m in ('matplotlib', 'ipywidgets', 'IPython', 'tensorboard', 'wandb') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

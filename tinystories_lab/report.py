@@ -22,6 +22,7 @@ FIGURES = {
     "loss_by_tokens.png": "Loss by tokens read, beside the chapter's",
     "two_runs.png": "Bits a byte by tokens read, of two runs",
 }
+TRACKED = "optional: the log in TensorBoard or W&B"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def in_short(back: LookBack) -> str:
 def in_full(back: LookBack) -> str:
     """The report in Markdown."""
     run, config = back.runs[0], back.config
+    tracked = any((back.run_dir / folder).is_dir() for folder in ("tensorboard", "wandb"))
     figures = (f"![{says}]({name})" for name, says in FIGURES.items() if (back.run_dir / name).exists())
     parts = [
         f"# {run['run']}: the look back",
@@ -114,8 +116,7 @@ def in_full(back: LookBack) -> str:
         "## Before and after",
         *(f"{row['when'].capitalize()}:\n\n{fenced(row['story'])}" for row in first_samples(back.samples)),
         "## The checklist",
-        "\n".join(f"- [{'x' if done else ' '}] {item}" for item, done in back.checklist.items()),
-        "Optional, and not looked for: the log in W&B or TensorBoard.",
+        "\n".join(f"- [{'x' if done else ' '}] {item}" for item, done in (back.checklist | {TRACKED: tracked}).items()),
         "## Sessions",
         table([session_row(session) for session in config["sessions"]]),
     ]
