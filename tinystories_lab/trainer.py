@@ -54,8 +54,8 @@ def train(
     is not finite, leaving last.pt as it was; torch.OutOfMemoryError with what to do; OSError when final.pt cannot be written.
     """
     run_dir, data_dir, config = Path(run_dir), Path(data_dir), train_config
-    device = torch.device(device) if device is not None else choose_device()[0]
-    dtype = dtype if dtype is not None else choose_dtype(device)[0]
+    device = torch.device(device or choose_device()[0])
+    dtype = dtype or choose_dtype(device)[0]
     if config.seq_len > model_config.max_len:
         raise ValueError(
             f"seq_len is {config.seq_len}, but the model's max_len is {model_config.max_len}: lower one or raise the other"
@@ -117,7 +117,7 @@ def _run_steps(
             print(resume_sentence(checkpoint, config, max(logged, default=0), behind))
         # A row is evaluated and written after its step was saved: a crash between the two, or in the write, costs nothing.
         there = logged.get(state.row["step"], {})
-        if not state.row.items() <= there.items() or (lacks_evaluation(state.row) and "val_loss" not in there):
+        if not state.row.items() <= there.items() or lacks_evaluation(there):
             yield finish(state.row)
 
     first_step, saved_at = state.step, time.monotonic()
@@ -131,8 +131,7 @@ def _run_steps(
             with signals_wait():
                 started = time.perf_counter()
                 batch = my_rows(loader.batch(state.step, seq_len))
-                may_split = state.step == first_step and ranks() == 1
-                loss, grad_norm = take_step(state, batch, dtype, may_split)
+                loss, grad_norm = take_step(state, batch, dtype, may_split=state.step == first_step and ranks() == 1)
                 row_due = config.is_logged(state.step)
                 keep_due = state.step % config.keep_every == 0
                 save_due = state.step == config.next_save(state.step - 1)
