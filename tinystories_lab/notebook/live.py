@@ -16,7 +16,7 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.curves import run_curves
 from tinystories_lab.notebook.show import cards, code, facts, picture, stack
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import Row, read_log
+from tinystories_lab.runlog import Row, progress_of, read_log
 from tinystories_lab.tokenizer import load_tokenizer
 
 REFRESH_SECONDS = 5.0  # faster updates freeze a browser
@@ -99,18 +99,16 @@ class LiveRun:
 
 def _figures_of(row: Row, rows: Sequence[Row], seconds_since_save: float | None) -> dict[str, str]:
     """What to read beside the curves: of the newest `row`, of all `rows`, and how long ago last.pt was written, if ever."""
-    validated = [row for row in rows if "val_loss" in row]
-    figures = {"train loss": f"{row['train_loss']:.3f}"}
-    if validated:
-        figures["validation loss"] = f"{validated[-1]['val_loss']:.3f} at step {validated[-1]['step']:,}"
-    figures |= {
+    progress = progress_of(row)
+    validated = [f"{row['val_loss']:.3f} at step {row['step']:,}" for row in rows if "val_loss" in row]
+    figures = {
+        "train loss": progress["loss"],
+        "validation loss": validated[-1] if validated else None,
         "learning rate": f"{row['lr']:.2g}",
-        "tokens a second": f"{row['tokens_per_second']:,}",
+        "tokens a second": progress["tokens_per_second"],
         "left": duration(row["eta_seconds"]) if row["eta_seconds"] else "nothing",
         "saved": "not yet" if seconds_since_save is None else f"{duration(seconds_since_save)} ago",
+        "mirrored": progress.get("mirrored"),
+        "skipped updates": progress.get("skipped_updates"),
     }
-    if "mirrored_step" in row:
-        figures["mirrored"] = "not yet" if row["mirrored_step"] is None else f"to step {row['mirrored_step']:,}"
-    if row["skipped_updates"]:
-        figures["skipped updates"] = f"{row['skipped_updates']:,}"
-    return figures
+    return {name: text for name, text in figures.items() if text is not None}

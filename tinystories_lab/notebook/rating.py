@@ -26,8 +26,7 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     sliders = {question: widgets.SelectionSlider(options=marks, description=question, **LOOK) for question in RATED}
     following = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
     form = widgets.VBox([where, story, *sliders.values(), following, said])
-    named = {"form": form, "where": where, "story": story, "next": following, "said": said} | sliders
-    for name, part in named.items():
+    for name, part in {"where": where, "story": story, "next": following, "said": said, **sliders}.items():
         part.add_class(f"rating-{name}")
     left = unrated(deck, path, rater)
 

@@ -3,11 +3,10 @@
 Everything takes the page's own text colour, so that it reads on light and on dark.
 """
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 
+from IPython.core.pylabtools import print_figure
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
@@ -71,9 +70,7 @@ def facts(named: Mapping[str, str]) -> HTML:
 
 def picture(figure: Figure, says: str) -> HTML:
     """A figure as part of a page, no wider than it; `says` is for those who cannot see it."""
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    data = b64encode(file.getvalue()).decode()
+    data = print_figure(figure, bbox_inches=None, base64=True)
     return HTML(f'<img alt="{escape(says)}" style="max-width: 100%" src="data:image/png;base64,{data}">')
 
 
