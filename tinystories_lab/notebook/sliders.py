@@ -11,15 +11,18 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.show import prose, table, tokens
 from tinystories_lab.recipe import TrainConfig
 
-WIDE = widgets.Layout(width="95%", max_width="640px")
-WIDE_LABEL = {"description_width": "90px"}
+LOOK = {
+    "layout": {"width": "95%", "max_width": "640px"},
+    "style": {"description_width": "90px"},
+    "continuous_update": False,  # what computes waits until the mouse lets go
+}
 HEAD_WIDTH = 64  # values of d_model for each attention head
 
 
 def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
     """A sentence to change, and a slider over the merges that act on it, in the order in which they were learned."""
-    text = widgets.Text(sentence, description="sentence", continuous_update=False)
-    slider = widgets.IntSlider(0, min=0, max=0, description="merges", continuous_update=False)
+    text = widgets.Text(sentence, description="sentence", **LOOK)
+    slider = widgets.IntSlider(0, min=0, max=0, description="merges", **LOOK)
     said, cut = widgets.HTML(), widgets.HTML()
     learned = len(merges(tokenizer))
     steps = []
@@ -38,8 +41,6 @@ def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
         slider.value = min(slider.value, slider.max)
         show()
 
-    for control in (text, slider):
-        control.layout, control.style = WIDE, WIDE_LABEL
     text.observe(start, "value")
     slider.observe(show, "value")
     start()
@@ -51,9 +52,9 @@ def budget_sliders(
 ) -> widgets.VBox:
     """Layers, width and tokens to read, from those of a run on; below, what such a run takes on each machine."""
     sliders = [
-        widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer"),
-        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=HEAD_WIDTH, description="d_model"),
-        widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)"),
+        widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer", **LOOK),
+        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=HEAD_WIDTH, description="d_model", **LOOK),
+        widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **LOOK),
     ]
     n_layer, d_model, millions = sliders
     taken = widgets.HTML()
@@ -64,7 +65,6 @@ def budget_sliders(
         taken.value = table([{"a run of this size": name, "takes": value} for name, value in lines.items()]).data
 
     for slider in sliders:
-        slider.layout, slider.style, slider.continuous_update = WIDE, WIDE_LABEL, False
         slider.observe(show, "value")
     show()
     return widgets.VBox([*sliders, taken])
