@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import tinystories_lab
+from tinystories_lab.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,11 +74,12 @@ def test_the_installed_command_ends_with_one_sentence_where_something_is_missing
     assert done.returncode == 1 and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_help_names_the_command_that_was_typed(installed):
-    done, _ = installed("--help")
-    module = subprocess.run([sys.executable, "-m", "tinystories_lab", "--help"], capture_output=True, text=True)
-    assert done.stdout.startswith("usage: tinystories-lab [-h]")
-    assert module.stdout.startswith("usage: python -m tinystories_lab [-h]")
+def test_the_help_names_the_command_that_was_typed(installed, monkeypatch, capsys):
+    assert installed("--help")[0].stdout.startswith("usage: tinystories-lab [-h]")
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "tinystories_lab" / "__main__.py")])  # as `python -m` sets it
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m tinystories_lab [-h]")
 
 
 def test_package_citation_and_changelog_name_one_version_and_one_day():
