@@ -1,7 +1,8 @@
 """Keep the five notebooks in step: with the repository's name, and with what their deterministic cells print.
 
-python tests/notebooks.py repository you/your-copy    writes the name into pyproject.toml, README.md and the notebooks
+python tests/notebooks.py repository you/your-copy    writes the name wherever it stands: in the notebooks, in README.md
 python tests/notebooks.py refresh                     runs all five on `tiny`, stores the outputs of marked cells only
+python tests/notebooks.py strip                       drops outputs, counts and a front end's metadata, as before a commit
 python tests/notebooks.py pictures                    runs 3 and 4 on `tiny` in a browser, keeps what README.md shows of them
 """
 
@@ -15,17 +16,10 @@ import tomllib
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
+import yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CHECKED = "# NBVAL_CHECK_OUTPUT"
-METADATA = {  # the same in all five, and nothing a front end adds
-    "accelerator": "GPU",
-    "colab": {"gpuType": "T4"},
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
 
 
 def repository() -> str:
@@ -38,35 +32,23 @@ def set_repository(name: str) -> None:
     """Replace the repository's name everywhere. Raises ValueError for a name that is not owner/name."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"{name!r} is not owner/name, such as you/tinystories_lab")
-    for path in (ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS):
+    for path in (*(ROOT / name for name in ("pyproject.toml", "README.md", "CITATION.cff")), *NOTEBOOKS):
         path.write_text(path.read_text(encoding="utf-8").replace(repository_in_force, name), encoding="utf-8")
 
 
-def strip(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what running leaves behind: outputs (except of marked cells), counts, and metadata."""
-    notebook.metadata = nbformat.from_dict(METADATA)
-    for cell in notebook.cells:
-        cell.metadata = {}
-        if cell.cell_type == "code":
-            checked = CHECKED in cell.source
-            cell.execution_count = 1 if checked else None  # nbval takes a cell without a count for one that never ran
-            cell.outputs = cell.outputs if checked else []
-            for output in cell.outputs:
-                output.pop("execution_count", None)
-                if "metadata" in output:
-                    output.metadata = {}
-    return notebook
+def strip(paths: list[Path]) -> None:
+    """Drop what running leaves behind, except the outputs of cells tagged keep_output: nbstripout, as before a commit."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    subprocess.run([sys.executable, "-m", "nbstripout", *hooks[0]["args"], *paths], check=True)
 
 
 def refresh() -> None:
     """Run the notebooks in order in a fresh workspace and write them back, stripped."""
     with tempfile.TemporaryDirectory() as workspace:
-        os.environ |= {"TINYSTORIES_LAB_WORKSPACE": workspace, "TINYSTORIES_LAB_PRESET": "tiny"}
-        for path in NOTEBOOKS:
-            notebook = nbformat.read(path, as_version=4)
-            NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}).execute()
-            nbformat.write(strip(notebook), path)
-            print(f"refreshed {path.name}")
+        variables = {"TINYSTORIES_LAB_WORKSPACE": workspace, "TINYSTORIES_LAB_PRESET": "tiny"}
+        command = [sys.executable, "-m", "nbconvert", "--to=notebook", "--execute", "--inplace", *NOTEBOOKS]
+        subprocess.run(command, env=os.environ | variables, check=True)
+    strip(NOTEBOOKS)
 
 
 def pictures() -> None:
@@ -115,6 +97,8 @@ if __name__ == "__main__":
             set_repository(name)
         case ["refresh"]:
             refresh()
+        case ["strip"]:
+            strip(NOTEBOOKS)
         case ["pictures"]:
             pictures()
         case _:

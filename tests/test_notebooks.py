@@ -16,9 +16,15 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from notebooks import CHECKED, NOTEBOOKS, ROOT, repository, strip
+from notebooks import NOTEBOOKS, ROOT, repository, strip
 
 NAMES = ["01_prepare", "02_tokenizer", "03_train", "04_generate", "05_retrospective"]
+METADATA = {  # the same in all five, and nothing a front end adds
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4"},
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
 
 
@@ -48,9 +54,30 @@ class TestEachNotebook:
         assert all(re.fullmatch(r"[a-z-]+", cell_id) for cell_id in ids), "ids are words, so that diffs stay small"
 
     def test_it_holds_no_stray_outputs_counts_or_metadata(self, name):
-        assert strip(nbformat.from_dict(READ[name])) == nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
-        marked = [cell for cell in code_cells(name) if cell.source.startswith(CHECKED)]
-        assert all(cell.outputs for cell in marked), "a marked cell needs the output to compare with"
+        assert READ[name].metadata == METADATA
+        for cell in READ[name].cells:
+            marked = cell.cell_type == "code" and cell.source.startswith("# NBVAL_CHECK_OUTPUT")
+            assert cell.metadata == ({"tags": ["keep_output"]} if marked else {}), cell.id
+            assert cell.get("execution_count") is None and bool(cell.get("outputs")) == marked, (
+                f"{cell.id}: a marked cell needs the output to compare with, no other has any"
+            )
+            for output in cell.get("outputs", []):
+                assert not output.get("metadata") and output.get("execution_count") is None, cell.id
+
+    def test_run_and_saved_by_a_front_end_it_comes_back_to_what_is_committed(self, name, tmp_path):
+        used, saved = nbformat.from_dict(READ[name]), tmp_path / "saved.ipynb"
+        used.metadata |= {"widgets": {"application/vnd.jupyter.widget-state+json": {}}}
+        used.metadata.language_info |= {"version": "3.12.1", "pygments_lexer": "ipython3", "mimetype": "text/x-python"}
+        used.metadata.colab |= {"provenance": []}
+        for count, cell in enumerate(used.cells):
+            cell.metadata |= {"editable": True, "id": "x1", "colab": {"height": 9}, "execution": {}}
+            if cell.cell_type == "code":
+                cell.execution_count = count
+                cell.outputs = cell.outputs or [nbformat.v4.new_output("stream", text="seen")]
+        nbformat.write(used, saved)
+        assert saved.read_bytes() != (ROOT / "notebooks" / f"{name}.ipynb").read_bytes()
+        strip([saved])
+        assert saved.read_bytes() == (ROOT / "notebooks" / f"{name}.ipynb").read_bytes()
 
     def test_it_opens_with_its_badge_and_what_you_will_learn(self, name):
         first = READ[name].cells[0].source
@@ -134,11 +161,11 @@ def test_on_colab_an_unset_repository_is_said_before_anything_is_fetched(tmp_pat
 def test_one_command_sets_the_repository_everywhere(tmp_path):
     for name in ("notebooks", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
     command = [sys.executable, str(tmp_path / "tests" / "notebooks.py"), "repository"]
     assert subprocess.run([*command, "ada/my-copy"]).returncode == 0
-    for path in (tmp_path / "pyproject.toml", tmp_path / "README.md", *(tmp_path / "notebooks").glob("*.ipynb")):
+    for path in (*tmp_path.glob("*.*"), *(tmp_path / "notebooks").glob("*.ipynb")):
         assert "ada/my-copy" in path.read_text() and repository() not in path.read_text(), path.name
     failed = subprocess.run([*command, "no-owner"], capture_output=True, text=True)
     assert failed.returncode and "owner/name" in failed.stderr

@@ -11,7 +11,11 @@ import pytest
 
 from notebooks import NOTEBOOKS, ROOT
 
-PROSE = [*ROOT.glob("*.md"), *(ROOT / "tests").rglob("*.md"), *NOTEBOOKS]
+PROSE = [
+    *ROOT.glob("*.md"),
+    *(path for name in (".github", "tests") for path in (ROOT / name).rglob("*.md")),
+    *NOTEBOOKS,
+]
 LINK = re.compile(r"\]\(<?([^)\s>]+)|\b(?:href|src)=[\"']([^\"']+)")
 
 
@@ -36,8 +40,17 @@ def anchors_of(path: Path) -> set[str]:
 
 
 def test_no_word_is_misspelled():
-    places = ["README.md", "LICENSE", "colab_setup.sh", "pyproject.toml", "notebooks", "tests", "tinystories_lab"]
-    command = [sys.executable, "-m", "codespell_lib", "--skip", "*/screenshots,__pycache__", *places]
+    files = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "colab_setup.sh",
+        "pyproject.toml",
+    ]
+    folders = [".ci", ".github", "notebooks", "tests", "tinystories_lab"]
+    command = [sys.executable, "-m", "codespell_lib", "--check-hidden", ".pre-commit-config.yaml", *files, *folders]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

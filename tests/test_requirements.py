@@ -1,3 +1,4 @@
+import ast
 import re
 import subprocess
 import sys
@@ -64,6 +65,31 @@ def test_the_readme_names_every_module_and_none_imports_what_stands_below_it():
         assert not below, f"{name} imports {below}, which stand below it"
     for folder, named in ((ROOT / "tinystories_lab", order), (ROOT / "tinystories_lab" / "notebook", in_notebook)):
         assert sorted({path.stem for path in folder.glob("*.py")} - {"__init__"}) == sorted(named)
+
+
+def test_the_picture_of_the_modules_has_each_once_and_its_arrows_are_what_is_imported():
+    picture = re.search(r"^```mermaid\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    labels = dict(re.findall(r'^ +(\w+)\["<b>.*?</b><br>(.*)"\]$', picture, re.MULTILINE))
+    prefix = {"notebook": "notebook."}
+    drawn = [(prefix.get(room, "") + name, room) for room in labels for name in re.split(r", |<br>", labels[room])]
+    room_of, imports = dict(drawn), {"-->": set(), "-.->": set()}
+    modules = {path: path.relative_to(ROOT / "tinystories_lab") for path in (ROOT / "tinystories_lab").rglob("*.py")}
+    names = {path: ".".join(short.with_suffix("").parts) for path, short in modules.items() if short.stem != "__init__"}
+    assert sorted(names.values()) == sorted(name for name, _ in drawn)
+    for path, name in names.items():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("tinystories_lab."):
+                other = room_of[node.module.removeprefix("tinystories_lab.")]
+                imports["-->" if node in tree.body else "-.->"].add((room_of[name], other))
+    arrows = {arrow: set(re.findall(rf"^ +(\w+) {arrow} (\w+)$", picture, re.MULTILINE)) for arrow in imports}
+    assert arrows["-->"] <= imports["-->"] and arrows["-.->"] <= imports["-.->"], "an arrow that no import follows"
+
+    def reached(room: str) -> set[str]:
+        return {room}.union(*(reached(to) for start, to in arrows["-->"] if start == room))
+
+    for start, to in imports["-->"] | (imports["-.->"] - arrows["-.->"]):
+        assert to in reached(start), f"{start} imports from {to}, and no arrows lead there"
 
 
 def test_ruff_finds_nothing():

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str] | None) -> int:
     """What `main` does in each of the processes."""
     parser = argparse.ArgumentParser(
-        prog="python -m tinystories_lab",
+        prog="tinystories-lab" if Path(sys.argv[0]).stem == "tinystories-lab" else "python -m tinystories_lab",
         description="Train a small language model on stories, in five stages; `run`, the default, is all of them.",
         epilog="Several GPUs: torchrun --nproc_per_node=N -m tinystories_lab train ... Finished work is not done again, and training goes on from its last checkpoint. All files lie in "
         "data/ and runs/ below the current folder.\n\n"
