@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 CPU_TOKENS = 2_048  # a step of so many tells a CPU's speed as well as one of more
 WARM_UP, TRIAL = 100, 4_000  # stories: to get going, and to be timed
-HERE = "this machine"
 
 
 def budget(
@@ -57,7 +56,7 @@ def powers(model_config: GPTConfig, config: TrainConfig) -> dict[str, float]:
         for machine, result in BOOK_RESULTS["machines"].items()
         if machine.startswith("Colab")
     }
-    return chapter | {HERE: measure_speed(model_config, config) * count_parameters(model_config)}
+    return chapter | {"this machine": measure_speed(model_config, config) * count_parameters(model_config)}
 
 
 def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float = 2.0) -> float:
@@ -98,10 +97,10 @@ def seconds_to_prepare(source: str | Path, max_stories: int | None = None) -> fl
 
 def count_stories(source: str | Path, max_stories: int | None = None) -> int:
     """About how many rows a source gives: known for the Hub's and the built-in stories, judged by size for a file."""
-    if source in ("tinystories", "toyland"):
-        return (
-            min(max_stories or HUB_STORIES, HUB_STORIES) if source == "tinystories" else max_stories or TOYLAND_STORIES
-        )
+    if source == "toyland":
+        return max_stories or TOYLAND_STORIES
+    if source == "tinystories":
+        return min(max_stories or HUB_STORIES, HUB_STORIES)
     with redirect_stderr(io.StringIO()):
         stories, report = load_stories(source, max_stories=TRIAL)
     path = find_file(source)

@@ -10,7 +10,6 @@ from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.generate import tell_samples
 from tinystories_lab.mirror import DATA_FILES, Mirror
 from tinystories_lab.model import GPTMini
-from tinystories_lab.presets import Workspace, save_config
 from tinystories_lab.ranks import rank
 from tinystories_lab.report import in_short, look_back, write_report
 from tinystories_lab.review import save_samples
@@ -18,6 +17,7 @@ from tinystories_lab.runlog import read_log, read_rows, with_progress
 from tinystories_lab.stories import load_stories, open_stories
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer, save_tokenizer, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
+from tinystories_lab.workspace import Workspace, save_config
 
 
 def prepare(lab: Workspace) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinystories_lab.device import choose_device, choose_dtype
-from tinystories_lab.presets import Workspace, plan_workspace
 from tinystories_lab.stages import fetch, mirror
+from tinystories_lab.workspace import Workspace, plan_workspace
 
 WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
 COLAB_ROOT, DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
