@@ -41,9 +41,9 @@ pytestmark = pytest.mark.skipif(
 READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
 PARTS = ("prompt", "temperature", "top_k", "top_p", "length", "seed", "tell", "stop", "said", "story", "token", "odds")
 MAKE_A_RUN = """
-from tinystories_lab import stages
+from tinystories_lab import stages, workspace
 for stage in stages.STAGES.values():
-    stage(presets.plan_workspace("."))
+    stage(workspace.plan_workspace("."))
 """
 
 

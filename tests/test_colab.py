@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tinystories_lab import presets, stages
+from tinystories_lab import presets, stages, workspace
 from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.notebook import colab
 from tinystories_lab.runlog import read_log
@@ -170,7 +170,7 @@ def test_a_source_that_was_named_once_is_followed_by_the_notebooks_after_it_unti
 def test_on_a_new_machine_the_source_is_that_of_the_newest_run_on_drive(open_lab, drive, stories):
     lab = open_lab()
     prepare_and_train_until(lab, 6)
-    presets.save_config(lab)
+    workspace.save_config(lab)
     colab.close_workspace(lab)
     lose_the_machine(lab)
     again = colab.open_workspace("tiny", use_drive=True)
@@ -182,7 +182,7 @@ def test_on_a_new_machine_the_source_is_that_of_the_newest_run_on_drive(open_lab
 
 def test_on_a_new_machine_a_run_of_built_in_stories_leaves_the_choice_to_the_preset(drive):
     lab = colab.open_workspace("book", use_drive=True)
-    presets.save_config(replace(lab, run_dir=lab.mirror_root / "runs" / "tinystories-book"))
+    workspace.save_config(replace(lab, run_dir=lab.mirror_root / "runs" / "tinystories-book"))
     assert colab.open_workspace("tiny", use_drive=True).source == "toyland"
 
 

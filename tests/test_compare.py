@@ -18,10 +18,11 @@ from tinystories_lab.compare import (
     run_row,
 )
 from tinystories_lab.notebook.curves import compare_curves
-from tinystories_lab.presets import PRESETS, Workspace, load_config, plan_workspace, save_config
+from tinystories_lab.presets import PRESETS
 from tinystories_lab.runlog import read_log
 from tinystories_lab.tokenizer import BinInfo
 from tinystories_lab.trainer import train
+from tinystories_lab.workspace import Workspace, load_config, plan_workspace, save_config
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.diagrams import windows
 from tinystories_lab.notebook.plots import odds_at_temperatures
 from tinystories_lab.odds import likely_next
-from tinystories_lab.presets import plan_workspace
 from tinystories_lab.ratings import blind_deck
 from tinystories_lab.reciting import longest_copies
 from tinystories_lab.runlog import read_rows
@@ -24,6 +23,7 @@ from tinystories_lab.stages import STAGES
 from tinystories_lab.stories import open_stories
 from tinystories_lab.tokenizer import load_tokenizer, read_bin
 from tinystories_lab.words import PROMPTS, prompts_for, words_of
+from tinystories_lab.workspace import plan_workspace
 
 RUSSIAN = (
     ("Однажды", "Как-то раз", "Давным-давно"),

@@ -8,15 +8,17 @@ import pytest
 import torch
 import yaml
 
-from tinystories_lab import presets
+from tinystories_lab import presets, workspace
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.presets import PRESETS, choose_preset, load_config, move_aside, plan_workspace, save_config
+from tinystories_lab.presets import PRESETS, choose_preset
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.session import one_writer
+from tinystories_lab.workspace import load_config, move_aside, plan_workspace, save_config
 
 
 def on_device(monkeypatch, kind):
-    monkeypatch.setattr(presets, "choose_device", lambda: (torch.device(kind), f"training on {kind}"))
+    for module in (presets, workspace):
+        monkeypatch.setattr(module, "choose_device", lambda: (torch.device(kind), f"training on {kind}"))
 
 
 def test_the_book_preset_is_the_chapters_run():

@@ -10,13 +10,14 @@ import pytest
 from tinystories_lab import stages
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.metrics import story_metrics, training_words
-from tinystories_lab.presets import PRESETS, load_config, plan_workspace
+from tinystories_lab.presets import PRESETS
 from tinystories_lab.ratings import save_rating
 from tinystories_lab.reciting import Copied
 from tinystories_lab.report import FIGURES, copied_rows, in_full, in_short, look_back, shown, table, write_report
 from tinystories_lab.review import checklist, perplexity
 from tinystories_lab.runlog import diagnose, read_log, read_rows
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer
+from tinystories_lab.workspace import load_config, plan_workspace
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 from tinystories_lab.compare import bytes_per_token
-from tinystories_lab.presets import load_config, plan_workspace, save_config
 from tinystories_lab.review import bits_per_byte, save_samples
 from tinystories_lab.runlog import append_row, read_log
 from tinystories_lab.trackers import to_tensorboard, to_wandb
+from tinystories_lab.workspace import load_config, plan_workspace, save_config
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from tinystories_lab.model import GPTConfig, count_parameters
-from tinystories_lab.presets import Workspace, load_config
 from tinystories_lab.review import BOOK_RESULTS, bits_per_byte
 from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.tokenizer import BinInfo
+from tinystories_lab.workspace import Workspace, load_config
 
 SIBLING_STEPS = 500  # at most, and half the run's: of `book`, minutes on a T4
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 CPU_TOKENS = 2_048  # a step of so many tells a CPU's speed as well as one of more
 WARM_UP, TRIAL = 100, 4_000  # stories: to get going, and to be timed
-HERE = "this machine"
 
 
 def budget(
@@ -58,7 +57,7 @@ def powers(model_config: GPTConfig, config: TrainConfig) -> dict[str, float]:
         for machine, result in BOOK_RESULTS["machines"].items()
         if machine.startswith("Colab")
     }
-    return chapter | {HERE: measure_speed(model_config, config) * count_parameters(model_config)}
+    return chapter | {"this machine": measure_speed(model_config, config) * count_parameters(model_config)}
 
 
 def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float = 2.0) -> float:

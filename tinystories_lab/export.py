@@ -12,13 +12,13 @@ from tinystories_lab.files import replace_whole
 from tinystories_lab.generate import NEW_TOKENS
 from tinystories_lab.llama import to_llama
 from tinystories_lab.model import GPTConfig
-from tinystories_lab.presets import load_config
 from tinystories_lab.report import fenced, table
 from tinystories_lab.review import perplexity
 from tinystories_lab.runlog import read_log, read_rows
 from tinystories_lab.sampling import TEMPERATURE, TOP_K
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import PAD, end_id, load_tokenizer, tokenizer_sha256
+from tinystories_lab.workspace import load_config
 
 # What is known of the data that the lab names: Hub name, licence of what is made from it, and what to say of it.
 SOURCES = {

@@ -61,6 +61,7 @@ def likely_next(
 
 
 def label(tokenizer: Tokenizer, token: int, told: int | None) -> str:
+    """A token's text in quotes, with an arrow before the one `told`."""
     quoted = f"'{token_text(tokenizer, token)}'".replace("\n", r"\n")
     return f"→ {quoted}" if token == told else quoted
 

@@ -17,14 +17,11 @@ from tinystories_lab.trainer import train
 SEQ_LEN = 128
 RECIPE = {"batch_size": 2, "seq_len": SEQ_LEN, "total_steps": 120, "warmup_steps": 10, "peak_lr": 1e-2}
 RECIPE |= {"optimizer": "muon", "matrix_lr": 1e-2}
-CADENCE = {"log_every": 1, "eval_every": 20, "eval_batches": 8, "save_every": 1_000, "keep_every": 1_000}
+RECIPE |= {"log_every": 1, "eval_every": 20, "eval_batches": 8, "save_every": 1_000, "keep_every": 1_000}
 # What is done to the run, in words, and which choices that changes.
 PATTERNS = {
     "healthy": ("nothing", {}),
-    "diverging": (
-        "learning rates that never stop rising",
-        {"peak_lr": 3.0, "matrix_lr": 3.0, "warmup_steps": 119},
-    ),
+    "diverging": ("learning rates that never stop rising", {"peak_lr": 3.0, "matrix_lr": 3.0, "warmup_steps": 119}),
     "stuck": ("learning rates a ten-thousandth", {"peak_lr": 1e-6, "matrix_lr": 1e-6}),
     "spiking": ("data with rubbish in it", {}),
     "overfitting": ("data of a dozen stories' length", {}),
@@ -57,7 +54,7 @@ def provoke(pattern: str, data_dir: str | Path) -> list[Row]:
         for name in ("val.bin", "tokenizer.json"):
             shutil.copy(data_dir / name, data)
         model = GPTConfig(info.vocab_size, n_layer=2, n_head=2, d_model=64, max_len=SEQ_LEN)
-        rows, config = [], TrainConfig(**{**RECIPE, **CADENCE, **changes})
+        rows, config = [], TrainConfig(**RECIPE | changes)
         with suppress(FloatingPointError):  # what diverging may come to, after rows enough to see it
             rows.extend(train(run, data, model, config, dtype=torch.float32))  # on every machine
         return rows

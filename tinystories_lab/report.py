@@ -9,12 +9,12 @@ from typing import Any
 from tinystories_lab.compare import beside_the_chapter, chapter_rows, run_beside, run_row
 from tinystories_lab.files import replace_whole
 from tinystories_lab.metrics import metrics_beside_real, training_words
-from tinystories_lab.presets import Workspace, load_config
 from tinystories_lab.ratings import average_ratings
 from tinystories_lab.reciting import Copied, copies_beside_real
 from tinystories_lab.review import checklist, perplexity
 from tinystories_lab.runlog import Diagnosis, Row, diagnose, read_log, read_rows
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer
+from tinystories_lab.workspace import Workspace, load_config
 
 # Shown where they are in the run's folder; `retrospective` and notebook 5 draw them.
 FIGURES = {
@@ -22,7 +22,6 @@ FIGURES = {
     "loss_by_tokens.png": "Loss by tokens read, beside the chapter's",
     "two_runs.png": "Bits a byte by tokens read, of two runs",
 }
-TRACKED = "optional: the log in TensorBoard or W&B"
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ def in_full(back: LookBack) -> str:
     """The report in Markdown."""
     run, config = back.runs[0], back.config
     tracked = any((back.run_dir / folder).is_dir() for folder in ("tensorboard", "wandb"))
+    ticks = back.checklist | {"optional: the log in TensorBoard or W&B": tracked}
     figures = (f"![{says}]({name})" for name, says in FIGURES.items() if (back.run_dir / name).exists())
     parts = [
         f"# {run['run']}: the look back",
@@ -116,7 +116,7 @@ def in_full(back: LookBack) -> str:
         "## Before and after",
         *(f"{row['when'].capitalize()}:\n\n{fenced(row['story'])}" for row in first_samples(back.samples)),
         "## The checklist",
-        "\n".join(f"- [{'x' if done else ' '}] {item}" for item, done in (back.checklist | {TRACKED: tracked}).items()),
+        "\n".join(f"- [{'x' if done else ' '}] {item}" for item, done in ticks.items()),
         "## Sessions",
         table([session_row(session) for session in config["sessions"]]),
     ]
@@ -143,6 +143,7 @@ def first_samples(samples: Sequence[Row]) -> list[Row]:
 
 
 def session_row(session: Mapping[str, Any]) -> dict[str, str]:
+    """When a session of `config.yaml` began, where, in which precision, and by which versions."""
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     return {key: session[key] for key in ("started", "device_name", "dtype")} | {"versions": versions}
 

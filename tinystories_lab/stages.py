@@ -11,7 +11,6 @@ from tinystories_lab.export import export_hugging_face
 from tinystories_lab.generate import tell_samples
 from tinystories_lab.mirror import DATA_FILES, Mirror
 from tinystories_lab.model import GPTMini
-from tinystories_lab.presets import Workspace, save_config
 from tinystories_lab.ranks import rank
 from tinystories_lab.report import in_short, look_back, write_report
 from tinystories_lab.review import save_samples
@@ -20,6 +19,7 @@ from tinystories_lab.stories import load_stories, open_stories
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer, save_tokenizer, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
 from tinystories_lab.words import prompts_for
+from tinystories_lab.workspace import Workspace, save_config
 
 
 def prepare(lab: Workspace) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from tinystories_lab.compare import bytes_per_token
-from tinystories_lab.presets import load_config
 from tinystories_lab.review import bits_per_byte
 from tinystories_lab.runlog import Row, read_log, read_rows
+from tinystories_lab.workspace import load_config
 
 WANDB_SETTINGS = {"silent": True, "console": "off", "disable_git": True, "x_disable_stats": True}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import replace_whole
-from tinystories_lab.presets import Workspace, load_config, plan_workspace
 from tinystories_lab.sources import NAMED
 from tinystories_lab.stages import fetch, mirror
+from tinystories_lab.workspace import Workspace, load_config, plan_workspace
 
 WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
 COLAB_ROOT, DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
