@@ -112,8 +112,7 @@ def test_an_empty_corpus_trains_no_tokenizer():
         train_tokenizer(iter([]), 300)
 
 
-def test_the_whole_corpus_counts_whether_a_list_a_generator_or_a_column(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "STORIES_PER_BATCH", 4)  # 18 stories: five batches, the last one not full
+def test_the_whole_corpus_counts_whether_a_list_a_generator_or_a_column(tokenizer):
     column = datasets.Dataset.from_dict({"text": CORPUS})["text"]
     for texts in (CORPUS, (text for text in CORPUS), column):
         assert tokenizer_sha256(train_tokenizer(texts, 300)) == tokenizer_sha256(tokenizer)

@@ -18,7 +18,7 @@ STORIES_PER_SLICE = 50_000  # for several processes: some 40 MB, whose ids lie o
 STORIES_PER_BATCH = 1_000
 MOST_WORDS = 200_000  # remembered at once, some 40 MB
 # How a byte-level BPE cuts text into words (Radford et al. 2019, GPT-2), for ASCII, where Python's classes are the same.
-WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+ASCII_WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -40,11 +40,11 @@ class StoryEncoder:
             return self._encode(story)
         words = self._words
         try:
-            return b"".join([words[word] for word in WORD.findall(story)])
+            return b"".join([words[word] for word in ASCII_WORD.findall(story)])
         except KeyError:
             if len(words) > MOST_WORDS:
                 words.clear()
-            found = WORD.findall(story)
+            found = ASCII_WORD.findall(story)
             words.update((word, self._encode(word)) for word in found if word not in words)
             return b"".join([words[word] for word in found])
 

@@ -1,6 +1,5 @@
 """Windows of a token file, as a pure function of the step: nothing to save, nothing to lose on a resume."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinystories_lab.tokenizer import BinInfo
+from tinystories_lab.tokenfile import check_sidecar, open_tokens
 
 SAMPLINGS = ("random", "shuffle")
 STEPS_DRAWN = 64  # at once
@@ -112,40 +111,3 @@ def fits_on(device: torch.device, size: int) -> bool:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on `device`; from pinned memory, a GPU fetches it while the CPU goes on."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def open_tokens(path: Path) -> np.ndarray:
-    """The ids of a token file, memory-mapped where the disk supports it and read into memory where not."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no token file {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
-    size = path.stat().st_size
-    if size % 2 or not size:
-        raise ValueError(
-            f"{path} has {size} bytes; uint16 ids take two each, so it is damaged: write it again (02_tokenizer)"
-        )
-    try:
-        return np.memmap(path, np.uint16, mode="r")
-    except (OSError, ValueError) as error:
-        warnings.warn(
-            f"{path} cannot be memory-mapped ({error}): reading its {size / 1e6:,.0f} MB into memory", stacklevel=3
-        )
-        return np.fromfile(path, np.uint16)
-
-
-def check_sidecar(path: Path, tokens: int, vocab_size: int | None, tokenizer_sha256: str | None) -> BinInfo | None:
-    """The sidecar of a token file, None where there is none. Raises ValueError where it and the world disagree."""
-    info = BinInfo.of(path)
-    if info is None:
-        return None
-    advice = "write the file again (02_tokenizer)"
-    if info.dtype != "uint16":
-        raise ValueError(f"{path} is said to hold {info.dtype}; only uint16 can be read: {advice}")
-    if info.tokens != tokens:
-        raise ValueError(f"{path} holds {tokens:,} tokens, but its sidecar says {info.tokens:,}: {advice}")
-    if vocab_size is not None and info.vocab_size > vocab_size:
-        raise ValueError(
-            f"{path} was written with {info.vocab_size:,} tokens in the vocabulary, the model has {vocab_size:,}: {advice}"
-        )
-    if tokenizer_sha256 is not None and info.tokenizer_sha256 != tokenizer_sha256:
-        raise ValueError(f"{path} was written with another tokenizer than the tokenizer.json beside it: {advice}")
-    return info

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from tinystories_lab.loader import open_tokens
-from tinystories_lab.tokenizer import SMALLEST_VOCABULARY
+from tinystories_lab.tokenizer import check_vocab_size
 
 # A byte-level BPE writes each byte as one printable character: its own where it has one, else one from 256 up (GPT-2).
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -49,13 +49,10 @@ def first_merges(tokenizer: Tokenizer, count: int) -> Tokenizer:
 def of_size(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     """The tokenizer as it was when it had `vocab_size` tokens: what training on the same texts gives for that size.
 
-    A vocabulary that never had so many comes back whole, as `train_tokenizer` may give fewer than asked. Raises
-    ValueError for a size that cannot hold the bytes.
+    A vocabulary that never had so many comes back whole, as `train_tokenizer` may give fewer than asked. Raises as
+    `check_vocab_size`.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise ValueError(
-            f"vocab_size is {vocab_size}; {SMALLEST_VOCABULARY} are needed for all bytes and two special tokens"
-        )
+    check_vocab_size(vocab_size)
     learned = merges(tokenizer)
     made: set[str] = set()  # two merges may make the same token
     before = tokenizer.get_vocab_size() - len({"".join(pair) for pair in learned})

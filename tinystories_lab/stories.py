@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,16 +17,8 @@ from datasets import Dataset, DatasetDict
 from tinystories_lab import __version__
 from tinystories_lab.files import replace_whole
 from tinystories_lab.hub import HUB_REVISION, ROWS_PER_BATCH, SPLITS
+from tinystories_lab.repair import DAMAGED, repair
 from tinystories_lab.sources import END_OF_TEXT, find_files, read_rows
-
-# UTF-8 that was decoded as Windows-1252 shows as â€œ or Ã©. Python's cp1252 leaves five bytes undefined that the wrong
-# decoders pass through (the last byte of a closing quote is one), so those map to themselves.
-BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
-CONTINUATION = "[" + "".join(char for char, byte in BYTE_OF.items() if byte < 0xC0) + "]"
-# Punctuation and currency, emoji, accented letters: only openings that no language writes. Whatever decodes would take
-# too much: "allé »" with its French space is three such characters, and nothing is wrong with it. Ã» is û only inside a
-# word; after its last letter it may be Portuguese, as in «AMANHÃ».
-DAMAGED = re.compile(rf"â[€‚„]{CONTINUATION}|ðŸ{CONTINUATION}{{2}}|(?!Ã»(?!\w))[ÂÃ][\u00a0-\u00bf]")
 
 
 @dataclass
@@ -123,21 +114,6 @@ def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
         raise FileNotFoundError(f"no cleaned stories in {folder}: run 01_prepare (or `prepare` in the shell) first")
     report = CleanReport(**json.loads((folder / "report.json").read_text())["report"])
     return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS}), report
-
-
-def repair(text: str) -> str:
-    """Undo UTF-8 read as Windows-1252, run by run (â€œ becomes “); text that is not damaged comes back as it is."""
-
-    if text.isascii():  # most are, and a look is cheaper than a search
-        return text
-
-    def decode(match: re.Match) -> str:
-        try:
-            return bytes(BYTE_OF[char] for char in match[0]).decode()
-        except UnicodeDecodeError:
-            return match[0]
-
-    return DAMAGED.sub(decode, text)
 
 
 def clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> Iterator[tuple[str, str]]:

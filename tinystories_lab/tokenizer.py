@@ -1,11 +1,11 @@
-"""Text to ids on disk: a byte-level BPE, and token files with a sidecar that says what is in them."""
+"""Text to ids on disk and back: a byte-level BPE, and the token files that it writes and reads."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tinystories_lab.encode import encode_stories
 from tinystories_lab.files import replace_whole
 from tinystories_lab.sources import END_OF_TEXT
+from tinystories_lab.tokenfile import BinInfo, open_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,39 +25,6 @@ PAD = "<|pad|>"
 END_MARKS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours, and those of tokenizers that others made
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
 LARGEST_VOCABULARY = 2**16  # ids are kept as uint16: two bytes a token
-STORIES_PER_BATCH = 1_000
-
-
-@dataclass(frozen=True)
-class BinInfo:
-    """What a token file holds; stands beside it as JSON (train.bin, train.json)."""
-
-    tokens: int
-    stories: int
-    bytes: int  # UTF-8 bytes of the stories' text, markers not counted
-    vocab_size: int
-    dtype: str
-    tokenizer_sha256: str
-    sha256: str  # of the token file
-    source: str = ""
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text for one token, the end-of-text markers counted as tokens: what turns nats a token to bits a byte."""
-        return self.bytes / self.tokens
-
-    @classmethod
-    def of(cls, bin_path: str | Path) -> "BinInfo | None":
-        """Read the sidecar of a token file; None where there is none. Raises ValueError when it is not readable."""
-        sidecar = Path(bin_path).with_suffix(".json")
-        if not sidecar.exists():
-            return None
-        try:
-            return cls(**json.loads(sidecar.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{sidecar} is not a token file's sidecar ({error}): write the bin again (02_tokenizer)"
-            ) from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -67,12 +35,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     vocabulary that cannot hold the bytes or does not fit uint16, and for an empty corpus.
     """
     check_vocab_size(vocab_size)
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise ValueError(
-            f"vocab_size is {vocab_size}; {SMALLEST_VOCABULARY} are needed for all bytes and two special tokens"
-        )
-    batches = batched(tqdm(texts, desc="learn merges from", unit=" stories"))
-    if (first := next(batches, None)) is None:
+    stories = iter(tqdm(texts, desc="learn merges from", unit=" stories"))
+    if (first := next(stories, None)) is None:
         raise ValueError("no texts to train the tokenizer on: run 01_prepare (or `prepare` in the shell) first")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,  # its bars do not survive a notebook; tqdm's do
     )
-    tokenizer.train_from_iterator(chain([first], batches), trainer)
+    tokenizer.train_from_iterator(chain([first], stories), trainer)
     return tokenizer
 
 
@@ -144,7 +108,7 @@ def write_bin(
     interrupted call leaves what was there before. Raises ValueError for a vocabulary over 65,536 or no story at all.
     """
     path = Path(path)
-    check_vocab_size(tokenizer.get_vocab_size())
+    check_vocab_size(tokenizer.get_vocab_size(), smallest=1)  # not of our own making, perhaps
     end = np.uint16(end_id(tokenizer)).tobytes()
     tokens = told = size = 0
     digest = hashlib.sha256()
@@ -188,21 +152,18 @@ def write_bin(
 
 def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:
     """Decode a token file back to its stories, in order, one at a time."""
-    tokens = np.memmap(path, np.uint16, mode="r")
+    tokens = open_tokens(Path(path))
     start = 0
     for end in np.flatnonzero(tokens == end_id(tokenizer)):
         yield tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False)
         start = end + 1
 
 
-def check_vocab_size(vocab_size: int) -> None:
+def check_vocab_size(vocab_size: int, smallest: int = SMALLEST_VOCABULARY) -> None:
+    """Raise ValueError for a vocabulary that cannot hold the bytes, or does not fit uint16."""
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size is {vocab_size}; {smallest} are needed for all bytes and two special tokens")
     if vocab_size > LARGEST_VOCABULARY:
         raise ValueError(
             f"vocab_size is {vocab_size:,}; token files keep ids as uint16, so at most {LARGEST_VOCABULARY:,} fit"
         )
-
-
-def batched(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while batch := list(islice(iterator, STORIES_PER_BATCH)):
-        yield batch
