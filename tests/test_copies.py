@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 
 import pytest
 
+from tinystories_lab import copies
 from tinystories_lab.copies import (
     copy_in_place,
     fetch_files,
@@ -32,6 +34,18 @@ def test_a_copy_is_listed_with_size_and_hash(folders):
     assert (there / "a.txt").read_bytes() == b"once upon a time"
     assert read_manifest(there) == {"a.txt": {"size": 16, "sha256": sha256_of(here / "a.txt")}}
     assert is_listed(here / "a.txt", there / "a.txt")
+
+
+def test_a_file_is_read_once_for_each_time_that_it_changed(folders, monkeypatch):
+    """The mirror asks every minute, and train.bin has hundreds of megabytes."""
+    here, there = folders
+    read = []
+    monkeypatch.setattr(copies, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    assert is_listed(here / "a.txt", there / "a.txt") and is_listed(here / "a.txt", there / "a.txt")
+    assert len(read) == 1
+    (here / "a.txt").write_bytes(b"once upon a tree")
+    os.utime(here / "a.txt", ns=(1, 1))
+    assert not is_listed(here / "a.txt", there / "a.txt") and len(read) == 2
 
 
 @pytest.mark.parametrize("where", ["here", "there"])

@@ -120,9 +120,8 @@ class GPTMini(nn.Module):
                 continue  # norms start at 1
             # Every layer adds two terms to the residual stream; scaled so, their sum does not grow with depth (GPT-2).
             adds_to_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
-            nn.init.normal_(
-                parameter, std=INIT_STD / math.sqrt(2 * self.config.n_layer) if adds_to_residual else INIT_STD
-            )
+            terms = 2 * self.config.n_layer if adds_to_residual else 1
+            nn.init.normal_(parameter, std=INIT_STD / math.sqrt(terms))
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
