@@ -14,11 +14,6 @@ WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
 COLAB_ROOT, DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
 
 
-def in_colab() -> bool:
-    """Whether this Python is a Colab runtime's."""
-    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
-
-
 def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto", use_drive: bool = False) -> Workspace:
     """Lay out the run and say what was chosen; on Colab with `use_drive`, mount Drive and fetch what an earlier session left.
 
@@ -26,33 +21,16 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
     current folder, or the repository when that is its notebooks/. Raises ValueError as `plan_workspace` does.
     """
     here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
-    root = os.environ.get(WORKSPACE_VARIABLE) or (COLAB_ROOT if in_colab() else here)
+    on_colab = "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+    root = os.environ.get(WORKSPACE_VARIABLE) or (COLAB_ROOT if on_colab else here)
     lab = plan_workspace(root, preset, source, run)
     device, why_device = choose_device()
     print(f"preset {lab.preset.name}, source {lab.source}; {why_device}; {choose_dtype(device)[1]}")
-    if in_colab() and use_drive and mount_drive():
+    if on_colab and use_drive and _mount_drive():
         lab = replace(lab, mirror_root=DRIVE / "MyDrive" / "tinystories_lab")
         fetch(lab)
     print(f"data: {lab.data_dir}\nrun:  {lab.run_dir}")
     return lab
-
-
-def mount_drive() -> bool:
-    """Mount Google Drive; returns whether it is there, and warns of what a run without it costs."""
-    from google.colab import drive
-
-    try:
-        drive.mount(str(DRIVE), force_remount=not is_mounted())  # a mount that died is in the way of a new one
-    except Exception as error:  # refused or timed out: Colab raises ValueError and its own kinds
-        warnings.warn(
-            f"Drive was not mounted ({error}): when this machine goes, the run goes with it; run the cell again to mount",
-            stacklevel=3,
-        )
-    return is_mounted()
-
-
-def is_mounted() -> bool:
-    return os.path.isdir(DRIVE / "MyDrive")  # False also where a dead mount raises
 
 
 def close_workspace(lab: Workspace, flush: bool = False) -> None:
@@ -69,6 +47,21 @@ def close_workspace(lab: Workspace, flush: bool = False) -> None:
         drive.flush_and_unmount()
         print("everything is on Drive, which is unmounted now")
     else:
-        print(
-            "Drive uploads it in its own time: before you give up this machine, call close_workspace(lab, flush=True)"
+        print("Drive uploads in its own time: before you give up this machine, call close_workspace(lab, flush=True)")
+
+
+def _mount_drive() -> bool:
+    """Mount Google Drive; returns whether it is there, and warns of what a run without it costs."""
+    from google.colab import drive
+
+    mounted = DRIVE / "MyDrive"
+    try:
+        drive.mount(
+            str(DRIVE), force_remount=not os.path.isdir(mounted)
+        )  # a mount that died is in the way of a new one
+    except Exception as error:  # refused or timed out: Colab raises ValueError and its own kinds
+        warnings.warn(
+            f"Drive was not mounted ({error}): when this machine goes, the run goes with it; run the cell again to mount",
+            stacklevel=3,
         )
+    return os.path.isdir(mounted)  # False also where a dead mount raises
