@@ -34,8 +34,8 @@ def pipeline(stage: int) -> Figure:
     axes, pitch = _blank(0.62 * len(WRITTEN)), 0.62
     for number, (notebook, files) in enumerate(WRITTEN.items(), start=1):
         here, y = number == stage, pitch * (number - 1) + 0.1
-        look = {"facecolor": ORANGE, "weight": "bold"} if here else {"facecolor": BLUE_TINT}
-        _box(axes, 0.1, y, 1.7, 0.4, notebook, edgecolor=GREY, **look)
+        _box(axes, 0.1, y, 1.7, 0.4, facecolor=ORANGE if here else BLUE_TINT, edgecolor=GREY)
+        _write(axes, 0.95, y + 0.2, notebook, ha="center", weight="bold" if here else "normal")
         _write(axes, 2.0, y + 0.2, f"writes {files}")
         if number < len(WRITTEN):
             axes.annotate("", (0.95, y + pitch), (0.95, y + 0.4), arrowprops={"arrowstyle": "->", "color": GREY})
@@ -91,7 +91,7 @@ def network(config: GPTConfig) -> Figure:
     stream, side, line = 1.8, 4.15, {"color": GREY, "linewidth": 1.2}
     embedding, attention = config.vocab_size * config.d_model, 4 * config.d_model**2
     feed_forward = 3 * config.d_model * config.d_hidden
-    axes.add_patch(Rectangle((0.1, 1.35), WIDTH - 0.2, 2.95, facecolor="none", edgecolor=GREY, linestyle="--"))
+    _box(axes, 0.1, 1.35, WIDTH - 0.2, 2.95, facecolor="none", edgecolor=GREY, linestyle="--")
     _write(axes, WIDTH - 0.2, 4.18, f"{config.n_layer} such blocks", ha="right", va="bottom")
     axes.annotate("", (stream, 0.5), (stream, 5), arrowprops={"arrowstyle": "-|>", "color": GREY}, zorder=0)
     for top, name, size in ((1.65, "feed-forward", feed_forward), (3.05, "attention", attention)):
@@ -129,6 +129,6 @@ def _write(axes: Axes, x: float, y: float, text: str, **look: object) -> None:
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str = "", **look: object) -> None:
     """A rectangle with a text in its middle."""
-    letters = {key: look.pop(key) for key in ("weight", "family") if key in look}
+    family = look.pop("family", None)
     axes.add_patch(Rectangle((x, y), width, height, **look))
-    _write(axes, x + width / 2, y + height / 2, text, ha="center", **letters)
+    _write(axes, x + width / 2, y + height / 2, text, ha="center", family=family)

@@ -29,16 +29,14 @@ def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
 
     def show(change: dict | None = None) -> None:
         step = steps[slider.value]
-        what = (
-            f"merge {step.number:,} of {learned:,}: {' + '.join(map(repr, step.pair))}" if step.pair else "no merge yet"
-        )
+        joined = " + ".join(map(repr, step.pair))
+        what = f"merge {step.number:,} of {learned:,}: {joined}" if joined else "no merge yet"
         said.value = prose(f"{what}. {len(step.pieces)} tokens for {len(text.value.encode())} bytes.").data
         cut.value = tokens(step.pieces, step.pieces.index(step.made) if step.made else None).data
 
     def start(change: dict | None = None) -> None:
         steps[:] = merge_history(tokenizer, text.value)
-        slider.max = len(steps) - 1
-        slider.value = min(slider.value, slider.max)
+        slider.max = len(steps) - 1  # takes the value with it
         show()
 
     text.observe(start, "value")
