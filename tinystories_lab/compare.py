@@ -101,14 +101,14 @@ def half_size(lab: Workspace) -> Workspace:
     """A sibling of a run: half the width, half the steps and at most 500, in a folder of its own, on the same data; not mirrored."""
     recipe = lab.preset.train
     steps = min(SIBLING_STEPS, recipe.total_steps // 2)
-    looks = {
-        "eval_every": min(recipe.eval_every, steps // 5 or 1),
-        "log_every": min(recipe.log_every, steps // 25 or 1),
-    }
-    train = replace(recipe, total_steps=steps, warmup_steps=min(recipe.warmup_steps, steps // 10), **looks)
-    model = replace(lab.preset.model, d_model=lab.preset.model.d_model // 2)
-    preset = replace(lab.preset, model=model, train=train)
-    return replace(lab, preset=preset, run_dir=lab.run_dir.with_name(f"{lab.run_dir.name}-half"), mirror_root=None)
+    half = lab.with_recipe(
+        total_steps=steps,
+        warmup_steps=min(recipe.warmup_steps, steps // 10),
+        eval_every=min(recipe.eval_every, steps // 5 or 1),
+        log_every=min(recipe.log_every, steps // 25 or 1),
+    )
+    preset = replace(half.preset, model=replace(lab.preset.model, d_model=lab.preset.model.d_model // 2))
+    return replace(half, preset=preset, run_dir=lab.run_dir.with_name(f"{lab.run_dir.name}-half"), mirror_root=None)
 
 
 def run_beside(lab: Workspace, name: str = "") -> Path | None:

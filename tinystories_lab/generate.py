@@ -41,7 +41,8 @@ def stream_many(
     temperature: float = TEMPERATURE,
     top_k: int | None = TOP_K,
     top_p: float | None = None,
-    seeds: Sequence[int | None] | None = None,
+    *,
+    seeds: Sequence[int | None],
     stop_id: int | None = None,
 ) -> Iterator[list[int | None]]:
     """Go on from several prompts at once: yields the next id of each, None for those that have ended before `stop_id`.
@@ -52,7 +53,6 @@ def stream_many(
     stories = [list(prompt) for prompt in prompts]
     for ids in stories:
         check_ids(ids, config.vocab_size)
-    seeds = [None] * len(stories) if seeds is None else seeds
     randoms = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
     told = set(range(len(stories)))  # those that go on
     rows, cache = [], None
@@ -92,7 +92,8 @@ def stream(
 
     The model sees the `window` of them. Raises ValueError when `ids` is empty or holds an id over the vocabulary.
     """
-    for (next_id,) in stream_many(model, [ids], max_new_tokens, temperature, top_k, top_p, [seed], stop_id):
+    settings = (temperature, top_k, top_p)
+    for (next_id,) in stream_many(model, [ids], max_new_tokens, *settings, seeds=[seed], stop_id=stop_id):
         yield next_id
 
 
@@ -112,7 +113,9 @@ def tell_many(
     """
     seeds = [None] * len(prompts) if seeds is None else seeds
     ids = [first_ids(tokenizer, prompt) for prompt in prompts]
-    turns = list(stream_many(model, ids, max_new_tokens, temperature, top_k, top_p, seeds, stop_id=end_id(tokenizer)))
+    turns = list(
+        stream_many(model, ids, max_new_tokens, temperature, top_k, top_p, seeds=seeds, stop_id=end_id(tokenizer))
+    )
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     rows = []
     for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):

@@ -51,7 +51,7 @@ def likely_next(
     The model's own odds (temperature 1, no filter) say which they are and in which order, so that they stay where they
     are while the settings change. The token `told` has an arrow, and is added where it is not among them.
     """
-    logits = logits_after(model, ids).float().cpu()
+    logits = logits_after(model, ids)
     own = next_token_probabilities(logits, 1.0, None)
     odds = next_token_probabilities(logits, temperature, top_k, top_p)
     likeliest = own.argsort(descending=True, stable=True)[:count].tolist()
