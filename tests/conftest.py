@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.trainer import train
 
@@ -85,19 +84,7 @@ def model_config():
 
 @pytest.fixture(scope="session")
 def train_config():
-    """Twelve steps; logging, evaluating, saving and keeping fall on different ones."""
-    return TrainConfig(
-        batch_size=4,
-        seq_len=16,
-        total_steps=12,
-        warmup_steps=2,
-        peak_lr=1e-2,
-        log_every=3,
-        eval_every=6,
-        eval_batches=2,
-        save_every=4,
-        keep_every=5,
-    )
+    return micro.TRAIN
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,6 @@ import torch._dynamo  # the first optimizer step would import it, in every proce
 from tinystories_lab import checkpoint as checkpoint_module
 from tinystories_lab import copies, files, keeper, mirror
 from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
-from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.runlog import read_log
 from tinystories_lab.trainer import train
 
@@ -38,18 +37,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # sums go by thread
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the server, which imports what is forked then
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["faults"])
-CONFIG = TrainConfig(
-    batch_size=4,
-    seq_len=16,
-    total_steps=40,
-    warmup_steps=5,
-    peak_lr=1e-2,
-    log_every=1,
-    eval_every=15,
-    eval_batches=2,
-    save_every=7,
-    keep_every=16,
-)
+CADENCE = {"log_every": 1, "eval_every": 15, "save_every": 7, "keep_every": 16}
+CONFIG = replace(micro.TRAIN, total_steps=40, warmup_steps=5, **CADENCE)
 MODEL = replace(micro.MODEL, n_layer=1, d_model=16)
 
 

@@ -9,11 +9,24 @@ import torch
 
 from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.model import GPTConfig
+from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.tokenizer import save_tokenizer, train_tokenizer, write_bin
 
 OF_THE_SESSION = {"tokens_per_second", "seconds", "eta_seconds", "resumed_from", "mirrored_step"}
 MODEL = GPTConfig(vocab_size=300, n_layer=2, n_head=2, d_model=32, max_len=16)
+TRAIN = TrainConfig(  # logging, evaluating, saving and keeping fall on different steps
+    batch_size=4,
+    seq_len=16,
+    total_steps=12,
+    warmup_steps=2,
+    peak_lr=1e-2,
+    log_every=3,
+    eval_every=6,
+    eval_batches=2,
+    save_every=4,
+    keep_every=5,
+)
 
 
 def make_stories() -> list[str]:

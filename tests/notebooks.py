@@ -38,8 +38,9 @@ def set_repository(name: str) -> None:
     """Replace the repository's name everywhere. Raises ValueError for a name that is not owner/name."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"{name!r} is not owner/name, such as you/tinystories_lab")
+    old = repository()
     for path in (ROOT / "pyproject.toml", ROOT / "README.md", *NOTEBOOKS):
-        path.write_text(path.read_text(encoding="utf-8").replace(repository_in_force, name), encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace(old, name), encoding="utf-8")
 
 
 def strip(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -109,7 +110,6 @@ def pictures() -> None:
 
 
 if __name__ == "__main__":
-    repository_in_force = repository()
     match sys.argv[1:]:
         case ["repository", name]:
             set_repository(name)

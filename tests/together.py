@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import micro
 import torch
@@ -9,21 +10,8 @@ import torch
 from tinystories_lab import stages, trainer
 from tinystories_lab.__main__ import main
 from tinystories_lab.presets import PRESETS, Preset
-from tinystories_lab.recipe import TrainConfig
 
-CONFIG = TrainConfig(
-    batch_size=4,
-    seq_len=16,
-    total_steps=12,
-    warmup_steps=2,
-    peak_lr=1e-2,
-    log_every=1,
-    eval_every=6,
-    eval_batches=2,
-    save_every=4,
-    keep_every=5,
-)
-PRESET = Preset("micro", "stories.txt", None, 1_000, None, 20, micro.MODEL, CONFIG)
+PRESET = Preset("micro", "stories.txt", None, 1_000, None, 20, micro.MODEL, replace(micro.TRAIN, log_every=1))
 
 
 def train(*arguments, **settings):
