@@ -7,7 +7,7 @@ import torch
 
 from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.notebook import live
-from tinystories_lab.notebook.live import LiveRun, figures_of
+from tinystories_lab.notebook.live import LiveRun, _figures_of
 from tinystories_lab.trainer import train
 
 
@@ -130,7 +130,7 @@ ROW = {"train_loss": 2.3456, "lr": 0.00061, "tokens_per_second": 12_345, "eta_se
 
 def test_the_figures_beside_the_curves_are_those_of_the_newest_rows():
     validated = [{"step": 500, "val_loss": 3.0}, {"step": 1_000, "val_loss": 2.5}, {"step": 1_010}]
-    assert figures_of(ROW, validated, 42) == {
+    assert _figures_of(ROW, validated, 42) == {
         "train loss": "2.346",
         "validation loss": "2.500 at step 1,000",
         "learning rate": "0.00061",
@@ -141,7 +141,7 @@ def test_the_figures_beside_the_curves_are_those_of_the_newest_rows():
 
 
 def test_mirror_and_skipped_updates_are_told_where_there_are_any():
-    figures = figures_of(ROW | {"mirrored_step": None, "eta_seconds": 0.0}, [], None)
+    figures = _figures_of(ROW | {"mirrored_step": None, "eta_seconds": 0.0}, [], None)
     assert figures["mirrored"] == figures["saved"] == "not yet" and figures["left"] == "nothing"
-    figures = figures_of(ROW | {"mirrored_step": 1_500, "skipped_updates": 3}, [], None)
+    figures = _figures_of(ROW | {"mirrored_step": 1_500, "skipped_updates": 3}, [], None)
     assert figures["mirrored"] == "to step 1,500" and figures["skipped updates"] == "3"

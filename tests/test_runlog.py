@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tinystories_lab.runlog import _progress_of, append_row, diagnose, read_log, read_rows
+from tinystories_lab.runlog import append_row, diagnose, progress_of, read_log, read_rows
 
 UNTRAINED = math.log(8_000)  # 8.99
 
@@ -124,7 +124,7 @@ def test_no_rows_are_refused():
 
 def test_a_progress_bar_shows_skipped_updates_and_the_mirror_where_there_are_any():
     row = {"train_loss": 2.3456, "tokens_per_second": 12_345, "skipped_updates": 0}
-    assert _progress_of(row) == {"loss": "2.346", "tokens_per_second": "12,345"}
-    assert _progress_of(row | {"skipped_updates": 3})["skipped_updates"] == "3"
-    assert _progress_of(row | {"mirrored_step": None})["mirrored"] == "not yet"
-    assert _progress_of(row | {"mirrored_step": 1_500})["mirrored"] == "to step 1,500"
+    assert progress_of(row) == {"loss": "2.346", "tokens_per_second": "12,345"}
+    assert progress_of(row | {"skipped_updates": 3})["skipped_updates"] == "3"
+    assert progress_of(row | {"mirrored_step": None})["mirrored"] == "not yet"
+    assert progress_of(row | {"mirrored_step": 1_500})["mirrored"] == "to step 1,500"

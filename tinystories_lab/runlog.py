@@ -52,7 +52,7 @@ def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
                     desc="train", total=total_steps, initial=row.get("resumed_from", 0), unit=" steps", mininterval=1
                 )
             bar.update(row["step"] - bar.n)
-            bar.set_postfix(_progress_of(row))
+            bar.set_postfix(progress_of(row))
             yield row
     finally:
         rows.close()
@@ -60,7 +60,7 @@ def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
             bar.close()
 
 
-def _progress_of(row: Row) -> dict[str, str]:
+def progress_of(row: Row) -> dict[str, str]:
     """What a progress bar shows of a row beside its step."""
     shown = {"loss": f"{row['train_loss']:.3f}", "tokens_per_second": f"{row['tokens_per_second']:,}"}
     if row["skipped_updates"]:

@@ -16,11 +16,6 @@ WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
 COLAB_ROOT, DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
 
 
-def in_colab() -> bool:
-    """Whether this Python is a Colab runtime's."""
-    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
-
-
 def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto", use_drive: bool = False) -> Workspace:
     """Lay out the run and say what was chosen; on Colab with `use_drive`, mount Drive and fetch what an earlier session left.
 
@@ -29,12 +24,12 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
     that follow, "auto" is that one. Raises ValueError as `plan_workspace` does.
     """
     here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
-    root = Path(os.environ.get(WORKSPACE_VARIABLE) or (COLAB_ROOT if in_colab() else here))
-    mirror_root = DRIVE / "MyDrive" / "tinystories_lab" if in_colab() and use_drive and mount_drive() else None
+    on_colab = "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+    root = Path(os.environ.get(WORKSPACE_VARIABLE) or (COLAB_ROOT if on_colab else here))
+    mirror_root = DRIVE / "MyDrive" / "tinystories_lab" if on_colab and use_drive and _mount_drive() else None
     note = root / "data" / "source.txt"
-    lab = plan_workspace(
-        root, preset, noted_source(note, mirror_root) if source == "auto" else source, run, mirror_root=mirror_root
-    )
+    named = _noted_source(note, mirror_root) if source == "auto" else source
+    lab = plan_workspace(root, preset, named, run, mirror_root=mirror_root)
     if source != "auto":
         with replace_whole(note, "w") as file:
             file.write(source)
@@ -43,36 +38,6 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
     fetch(lab)
     print(f"data: {lab.data_dir}\nrun:  {lab.run_dir}")
     return lab
-
-
-def noted_source(note: Path, mirror_root: Path | None) -> str:
-    """What "auto" stands for: the source named last on this machine; on a new one, that of the newest run on Drive if it is one's own."""
-    if note.is_file():
-        return note.read_text(encoding="utf-8")
-    runs = mirror_root.glob("runs/*/config.yaml") if mirror_root else []
-    for config in sorted(runs, key=lambda config: config.stat().st_mtime, reverse=True)[:1]:
-        with suppress(OSError, ValueError, KeyError):  # cut off in mid-copy: then the source is to be named again
-            source = load_config(config.parent)["source"]
-            return source if source not in NAMED else "auto"
-    return "auto"
-
-
-def mount_drive() -> bool:
-    """Mount Google Drive; returns whether it is there, and warns of what a run without it costs."""
-    from google.colab import drive
-
-    try:
-        drive.mount(str(DRIVE), force_remount=not is_mounted())  # a mount that died is in the way of a new one
-    except Exception as error:  # refused or timed out: Colab raises ValueError and its own kinds
-        warnings.warn(
-            f"Drive was not mounted ({error}): when this machine goes, the run goes with it; run the cell again to mount",
-            stacklevel=3,
-        )
-    return is_mounted()
-
-
-def is_mounted() -> bool:
-    return os.path.isdir(DRIVE / "MyDrive")  # False also where a dead mount raises
 
 
 def close_workspace(lab: Workspace, flush: bool = False) -> None:
@@ -89,6 +54,33 @@ def close_workspace(lab: Workspace, flush: bool = False) -> None:
         drive.flush_and_unmount()
         print("everything is on Drive, which is unmounted now")
     else:
-        print(
-            "Drive uploads it in its own time: before you give up this machine, call close_workspace(lab, flush=True)"
+        print("Drive uploads in its own time: before you give up this machine, call close_workspace(lab, flush=True)")
+
+
+def _mount_drive() -> bool:
+    """Mount Google Drive; returns whether it is there, and warns of what a run without it costs."""
+    from google.colab import drive
+
+    mounted = DRIVE / "MyDrive"
+    try:
+        drive.mount(
+            str(DRIVE), force_remount=not os.path.isdir(mounted)
+        )  # a mount that died is in the way of a new one
+    except Exception as error:  # refused or timed out: Colab raises ValueError and its own kinds
+        warnings.warn(
+            f"Drive was not mounted ({error}): when this machine goes, the run goes with it; run the cell again to mount",
+            stacklevel=3,
         )
+    return os.path.isdir(mounted)  # False also where a dead mount raises
+
+
+def _noted_source(note: Path, mirror_root: Path | None) -> str:
+    """What "auto" stands for: the source named last on this machine; on a new one, that of the newest run on Drive if it is one's own."""
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    runs = mirror_root.glob("runs/*/config.yaml") if mirror_root else []
+    for config in sorted(runs, key=lambda config: config.stat().st_mtime, reverse=True)[:1]:
+        with suppress(OSError, ValueError, KeyError):  # cut off in mid-copy: then the source is to be named again
+            source = load_config(config.parent)["source"]
+            return source if source not in NAMED else "auto"
+    return "auto"

@@ -24,21 +24,21 @@ PLUS = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": GREY}
 LETTER = 0.105  # inches: how wide one of 12 points is, room included
 
 
-def blank(width: float, height: float) -> Axes:
+def _blank(height: float) -> Axes:
     """Axes without a frame whose units are inches, the origin at the upper left."""
-    axes = Figure(figsize=(width, height), dpi=DPI).add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes = Figure(figsize=(WIDTH, height), dpi=DPI).add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
-def box(axes: Axes, x: float, y: float, width: float, height: float, text: str = "", **look: object) -> None:
+def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str = "", **look: object) -> None:
     """A rectangle with a text in its middle."""
     letters = {key: look.pop(key) for key in ("weight", "family") if key in look}
     axes.add_patch(Rectangle((x, y), width, height, **look))
     axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=12, parse_math=False, **letters)
 
 
-def width_of(text: str) -> float:
+def _width_of(text: str) -> float:
     """How wide a text is in inches, room included; Chinese, Japanese and Korean letters are twice as wide as others."""
     return sum(2 if east_asian_width(letter) in "FW" else 1 for letter in text) * LETTER
 
@@ -50,11 +50,11 @@ def pipeline(stage: int) -> Figure:
     """
     if not 1 <= stage <= len(WRITTEN):
         raise ValueError(f"stage is {stage}; the notebooks are 1 to {len(WRITTEN)}")
-    axes, pitch = blank(WIDTH, 0.62 * len(WRITTEN)), 0.62
+    axes, pitch = _blank(0.62 * len(WRITTEN)), 0.62
     for number, (notebook, files) in enumerate(WRITTEN.items(), start=1):
         here, y = number == stage, pitch * (number - 1) + 0.1
         look = {"facecolor": ORANGE, "weight": "bold"} if here else {"facecolor": BLUE_TINT}
-        box(axes, 0.1, y, 1.7, 0.4, notebook, edgecolor=GREY, **look)
+        _box(axes, 0.1, y, 1.7, 0.4, notebook, edgecolor=GREY, **look)
         axes.text(2.0, y + 0.2, f"writes {files}", va="center", fontsize=12)
         if number < len(WRITTEN):
             axes.annotate("", (0.95, y + pitch), (0.95, y + 0.4), arrowprops={"arrowstyle": "->", "color": GREY})
@@ -71,19 +71,19 @@ def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
         raise ValueError(
             f"the window of {length} tokens at {start}, and one more to predict, is not in {len(pieces)} tokens"
         )
-    axes = blank(WIDTH, 2.9)
+    axes = _blank(2.9)
     left, right, top = 0.1, WIDTH - 0.1, 0.55
     scale = (right - left) / len(pieces)
     ends = [place for place, piece in enumerate(pieces) if piece == END_OF_TEXT]
     for number, (first, last) in enumerate(pairwise([-1, *ends, len(pieces)])):
         width = (last - first - 1) * scale
         name = f"story {number + 1}" if width > 9 * LETTER else ""
-        box(axes, left + (first + 1) * scale, top, width, 0.4, name, facecolor=(BLUE, GREEN)[number % 2], alpha=0.3)
+        _box(axes, left + (first + 1) * scale, top, width, 0.4, name, facecolor=(BLUE, GREEN)[number % 2], alpha=0.3)
     for place in ends:
         axes.plot([left + (place + 0.5) * scale] * 2, [top - 0.06, top + 0.46], color="black", linewidth=2)
     axes.text(left, 0.25, f"train.bin begins: | is {END_OF_TEXT}", va="center", fontsize=12)
     x0, x1 = left + start * scale, left + (start + length) * scale
-    box(axes, x0, top - 0.06, x1 - x0, 0.52, facecolor="none", edgecolor=ORANGE, linewidth=2.5)
+    _box(axes, x0, top - 0.06, x1 - x0, 0.52, facecolor="none", edgecolor=ORANGE, linewidth=2.5)
     axes.text(min(x0, right - 20 * LETTER), top + 0.62, f"a window of {length} tokens", va="center", fontsize=12)
 
     column, y = left + 0.3, 1.6
@@ -92,12 +92,12 @@ def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
         axes.text(left, y + 0.5 * row + 0.2, name, va="center", fontsize=12, weight="bold")
     shown, families = legible([piece.replace("\n", "\\n") for piece in pieces[start : start + length + 1]])
     for seen, target in pairwise(shown):
-        width = max(width_of(seen), width_of(target), 2 * LETTER) + 0.08
+        width = max(_width_of(seen), _width_of(target), 2 * LETTER) + 0.08
         if column + width > right - 0.2:
             break
         for row, piece in enumerate((seen, target)):
             look = {"facecolor": ORANGE if row else "white", "alpha": 0.35 if row else 1}
-            box(axes, column, y + 0.5 * row, width, 0.4, piece, edgecolor=GREY, family=families, **look)
+            _box(axes, column, y + 0.5 * row, width, 0.4, piece, edgecolor=GREY, family=families, **look)
         column += width
     axes.text(column + 0.05, y + 0.45, "…", va="center", fontsize=12)
     axes.text(left, y + 1.15, "under each token of x stands its target in y: the next one", va="center", fontsize=12)
@@ -106,24 +106,24 @@ def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
 
 def network(config: GPTConfig) -> Figure:
     """GPTMini from ids to logits, bottom to top, with the shapes and the numbers of parameters of `config`."""
-    axes = blank(WIDTH, 5.5)
+    axes = _blank(5.5)
     stream, side, line = 1.8, 4.15, {"color": GREY, "linewidth": 1.2}
     embedding, attention = config.vocab_size * config.d_model, 4 * config.d_model**2
     feed_forward = 3 * config.d_model * config.d_hidden
-    axes.add_patch(Rectangle((0.1, 1.35), WIDTH - 0.2, 2.95, facecolor="none", edgecolor=GREY, linestyle="--"))
+    _box(axes, 0.1, 1.35, WIDTH - 0.2, 2.95, facecolor="none", edgecolor=GREY, linestyle="--")
     axes.text(WIDTH - 0.2, 4.18, f"{config.n_layer} such blocks", ha="right", va="bottom", fontsize=12)
     axes.annotate("", (stream, 0.5), (stream, 5), arrowprops={"arrowstyle": "-|>", "color": GREY}, zorder=0)
     for top, name, size in ((1.65, "feed-forward", feed_forward), (3.05, "attention", attention)):
         axes.plot([stream, side, side], [top + 0.78, top + 0.78, top + 0.55], **line)
         axes.annotate("", (stream + 0.1, top - 0.12), (side, top - 0.12), arrowprops={"arrowstyle": "-|>", **line})
         axes.plot([side, side], [top - 0.12, top], **line)
-        box(axes, 2.95, top, 2.4, 0.55, f"norm, then {name}\n{size:,}", facecolor=BLUE_TINT, edgecolor=BLUE)
+        _box(axes, 2.95, top, 2.4, 0.55, f"norm, then {name}\n{size:,}", facecolor=BLUE_TINT, edgecolor=BLUE)
         axes.text(stream, top - 0.13, "+", ha="center", va="center", fontsize=13, bbox=PLUS)
     axes.text(stream - 0.12, 2.22, f"(B, T, {config.d_model})", ha="right", va="center", fontsize=12)
     grey = {"facecolor": "#EEEEEE", "edgecolor": GREY}
     green = {"facecolor": GREEN_TINT, "edgecolor": GREEN}
-    box(axes, 0.4, 5.05, 2.8, 0.4, "ids  (B, T)", **grey)
-    box(axes, 0.4, 4.45, 2.8, 0.4, f"embedding  {embedding:,}", **green)
-    box(axes, 0.4, 0.75, 2.8, 0.4, "norm, then the embedding", **green)
-    box(axes, 0.4, 0.1, 2.8, 0.4, f"logits  (B, T, {config.vocab_size:,})", **grey)
+    _box(axes, 0.4, 5.05, 2.8, 0.4, "ids  (B, T)", **grey)
+    _box(axes, 0.4, 4.45, 2.8, 0.4, f"embedding  {embedding:,}", **green)
+    _box(axes, 0.4, 0.75, 2.8, 0.4, "norm, then the embedding", **green)
+    _box(axes, 0.4, 0.1, 2.8, 0.4, f"logits  (B, T, {config.vocab_size:,})", **grey)
     return axes.figure

@@ -16,7 +16,7 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.curves import run_curves
 from tinystories_lab.notebook.show import cards, code, facts, picture, stack
 from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import Row, read_log
+from tinystories_lab.runlog import Row, progress_of, read_log
 from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.words import PROMPTS
 
@@ -24,7 +24,7 @@ REFRESH_SECONDS = 5.0  # faster updates freeze a browser
 SHARE_OF_TIME = 0.03  # for drawing and telling, at most: a fast GPU waits for them
 STORY_SECONDS = 20.0
 STORY_TOKENS = 80
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # fits a phone
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # of all sessions; fits a phone
 
 
 class LiveRun:
@@ -41,22 +41,17 @@ class LiveRun:
         train_config: TrainConfig,
         prompt: str = PROMPTS[0],
     ) -> None:
-        self.rows, self.run_dir, self.prompt = rows, Path(run_dir), prompt
-        self.vocab_size, self.config = model_config.vocab_size, train_config
-        self._row: Row | None = None
-        self._first_step, self._started = 0, 0.0  # of this session
+        self._rows, self._run_dir, self._prompt = rows, Path(run_dir), prompt
+        self._vocab_size, self._config = model_config.vocab_size, train_config
         self._story, self._told = ("a story", "comes with the first checkpoint"), (0, -STORY_SECONDS)
         self._display = None
 
     def __iter__(self) -> Iterator[Row]:
-        due, state = 0.0, "stopped by what stands below"
+        row, due, state = None, 0.0, "stopped by what stands below"
         try:
-            for row in self.rows:
-                if self._row is None:
-                    self._first_step, self._started = row.get("resumed_from", 0), time.monotonic()
-                self._row = row
+            for row in self._rows:
                 if (began := time.monotonic()) > due:
-                    self._draw("training")
+                    self._draw(row, "training")
                     ended = time.monotonic()
                     due = ended + max(REFRESH_SECONDS, (ended - began) / SHARE_OF_TIME)
                 yield row
@@ -67,23 +62,21 @@ class LiveRun:
             ending._render_traceback_ = lambda: [said]  # what IPython shows, in the place of forty lines
             raise
         finally:
-            self.rows.close()  # only now is it saved
-            if self._row is not None:
-                self._draw(state)
+            self._rows.close()  # only now is it saved
+            if row is not None:
+                self._draw(row, state)
 
-    def _draw(self, state: str) -> None:
-        step, total = self._row["step"], self.config.total_steps
-        seconds = time.monotonic() - self._started
-        bar = tqdm.format_meter(step, total, seconds, ncols=38, initial=self._first_step, bar_format=BAR)
+    def _draw(self, row: Row, state: str) -> None:
         self._tell(at_once=state != "training")
-        rows = read_log(self.run_dir / "loss.jsonl")
-        curves = run_curves(rows, self.vocab_size, self.config)
-        saved = self.run_dir / "last.pt"
+        rows, saved = read_log(self._run_dir / "loss.jsonl"), self._run_dir / "last.pt"
         age = time.time() - saved.stat().st_mtime if saved.exists() else None
+        steps_a_second = row["tokens_per_second"] / self._config.tokens_per_step
+        progress = row["step"], self._config.total_steps, row["seconds"]
+        curves = run_curves(rows, self._vocab_size, self._config)
         page = stack(
-            code(bar),
-            facts({"the run": state} | figures_of(self._row, rows, age)),
-            picture(curves, f"loss and learning rate up to step {step:,}"),
+            code(tqdm.format_meter(*progress, ncols=38, rate=steps_a_second, bar_format=BAR)),
+            facts({"the run": state} | _figures_of(row, rows, age)),
+            picture(curves, f"loss and learning rate up to step {row['step']:,}"),
             cards([self._story]),
         )
         if self._display is None:
@@ -93,7 +86,7 @@ class LiveRun:
 
     def _tell(self, at_once: bool) -> None:
         """A story by the newest last.pt, if there is a new one and, unless `at_once`, the last story was told some time ago."""
-        path = self.run_dir / "last.pt"
+        path = self._run_dir / "last.pt"
         written, at = self._told
         waits = time.monotonic() - at < STORY_SECONDS and not at_once
         if waits or not path.exists() or path.stat().st_mtime_ns == written:
@@ -101,8 +94,8 @@ class LiveRun:
         try:
             written = path.stat().st_mtime_ns
             checkpoint = load_checkpoint(path, MODEL_KEYS)
-            tokenizer = load_tokenizer(self.run_dir / "tokenizer.json")
-            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, self.prompt, STORY_TOKENS, seed=0)
+            tokenizer = load_tokenizer(self._run_dir / "tokenizer.json")
+            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, self._prompt, STORY_TOKENS, seed=0)
         except (OSError, ValueError, torch.OutOfMemoryError):
             return  # a disk in trouble, which `train` tells of, or a GPU that the run fills: it goes on without
         ending = "" if told["ended"] else " ..."
@@ -110,20 +103,18 @@ class LiveRun:
         self._told = written, time.monotonic()
 
 
-def figures_of(row: Row, rows: Sequence[Row], seconds_since_save: float | None) -> dict[str, str]:
+def _figures_of(row: Row, rows: Sequence[Row], seconds_since_save: float | None) -> dict[str, str]:
     """What to read beside the curves: of the newest `row`, of all `rows`, and how long ago last.pt was written, if ever."""
-    validated = [row for row in rows if "val_loss" in row]
-    figures = {"train loss": f"{row['train_loss']:.3f}"}
-    if validated:
-        figures["validation loss"] = f"{validated[-1]['val_loss']:.3f} at step {validated[-1]['step']:,}"
-    figures |= {
+    progress = progress_of(row)
+    validated = [f"{row['val_loss']:.3f} at step {row['step']:,}" for row in rows if "val_loss" in row]
+    figures = {
+        "train loss": progress["loss"],
+        "validation loss": validated[-1] if validated else None,
         "learning rate": f"{row['lr']:.2g}",
-        "tokens a second": f"{row['tokens_per_second']:,}",
+        "tokens a second": progress["tokens_per_second"],
         "left": duration(row["eta_seconds"]) if row["eta_seconds"] else "nothing",
         "saved": "not yet" if seconds_since_save is None else f"{duration(seconds_since_save)} ago",
+        "mirrored": progress.get("mirrored"),
+        "skipped updates": progress.get("skipped_updates"),
     }
-    if "mirrored_step" in row:
-        figures["mirrored"] = "not yet" if row["mirrored_step"] is None else f"to step {row['mirrored_step']:,}"
-    if row["skipped_updates"]:
-        figures["skipped updates"] = f"{row['skipped_updates']:,}"
-    return figures
+    return {name: text for name, text in figures.items() if text is not None}

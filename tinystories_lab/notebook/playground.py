@@ -31,8 +31,7 @@ HTML_LAYOUT = {"width": "auto", "overflow": "visible"}
 def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS) -> widgets.VBox:
     """A prompt, of which some are offered, sliders, Tell and Stop; the story as it is told; and the odds of what follows, at any token of it.
 
-    Each control has a class of its own: playground-prompt, -temperature, -top_k, -top_p, -length, -seed, -tell, -stop,
-    -said, -story, -token, -odds. Errors are said in the widget.
+    Errors are said in the widget. Each part has a CSS class, playground- and its name.
     """
     every = model.config.vocab_size
     top_ks = [(str(k), k) for k in TOP_KS if k < every] + [("all", every)]

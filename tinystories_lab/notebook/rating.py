@@ -6,13 +6,13 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from tinystories_lab.notebook.show import prose, stack, table
+from tinystories_lab.notebook.sliders import LOOK
 from tinystories_lab.ratings import BEST, RATED, average_ratings, save_rating, unrated
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.words import opening
 
 SHOWN_WORDS = 6
 UNMARKED = "–"  # where sliders begin: a mark that nobody gave is none
-WIDE = widgets.Layout(width="95%", max_width="640px")
 
 
 def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str = "me") -> widgets.VBox:
@@ -24,19 +24,19 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     where, story, said = widgets.HTML(), widgets.HTML(), widgets.HTML()
     marks = [UNMARKED, *map(str, range(BEST + 1))]
     sliders = {
-        question: widgets.SelectionSlider(options=marks, description=question, layout=WIDE) for question in RATED
+        question: widgets.SelectionSlider(options=marks, description=question, layout=LOOK["layout"])
+        for question in RATED
     }
     following = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
     form = widgets.VBox([where, story, *sliders.values(), following, said])
-    named = {"form": form, "where": where, "story": story, "next": following, "said": said} | sliders
-    for name, part in named.items():
+    for name, part in {"where": where, "story": story, "next": following, "said": said, **sliders}.items():
         part.add_class(f"rating-{name}")
     left = unrated(deck, path, rater)
 
     def show() -> None:
         if not left:
             where.value = prose(f"All {len(deck)} stories are rated, and the ratings are in {path}").data
-            story.value = stack(table(marks_of(deck, path, rater)), table(average_ratings(path))).data
+            story.value = stack(table(_marks_of(deck, path, rater)), table(average_ratings(path))).data
             form.children = [where, story]
             return
         where.value = prose(f"story {len(deck) - len(left) + 1} of {len(deck)}").data
@@ -60,14 +60,11 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     return form
 
 
-def marks_of(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) -> list[dict[str, object]]:
+def _marks_of(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) -> list[dict[str, object]]:
     """How each story of the deck begins, by whom it is, and this rater's marks."""
     rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
     return [
-        {
-            "story": opening(card["story"], SHOWN_WORDS) + " ...",
-            "by": card["by"],
-            ", ".join(RATED): ", ".join(str(rated[card["story"]][question]) for question in RATED),
-        }
+        {"story": opening(card["story"], SHOWN_WORDS) + " ...", "by": card["by"]}
+        | {question: rated[card["story"]][question] for question in RATED}
         for card in deck
     ]

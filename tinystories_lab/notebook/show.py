@@ -3,11 +3,10 @@
 Everything takes the page's own text colour, so that it reads on light and on dark.
 """
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 
+from IPython.core.pylabtools import print_figure
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
@@ -22,7 +21,7 @@ PROSE = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45"
 
 def prose(text: str) -> HTML:
     """A text as it was written, line breaks and all; nothing in it is taken for HTML."""
-    return HTML(f'<div dir="auto" style="{PROSE}; max-width: 40em">{escape(text)}</div>')
+    return HTML(_text(escape(text), "max-width: 40em"))
 
 
 def code(text: str) -> HTML:
@@ -32,13 +31,10 @@ def code(text: str) -> HTML:
 
 def cards(texts: Sequence[tuple[str, str]]) -> HTML:
     """(heading, text) pairs side by side as far as the page is wide, below one another on a phone."""
-    each = (
-        f'<div style="flex: 1 1 15em; min-width: 0; border: {LINE}; border-radius: 6px; padding: 0.6em 0.9em">'
-        f'<div style="font-weight: bold; margin-bottom: 0.3em">{escape(heading)}</div>'
-        f'<div dir="auto" style="{PROSE}">{escape(text)}</div></div>'
-        for heading, text in texts
-    )
-    return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 0.7em; max-width: 60em">{"".join(each)}</div>')
+    card = f"flex: 1 1 15em; min-width: 0; border: {LINE}; border-radius: 6px; padding: 0.6em 0.9em"
+    head = "font-weight: bold; margin-bottom: 0.3em"
+    each = (_div(card, _div(head, escape(heading)), _text(escape(text))) for heading, text in texts)
+    return HTML(_div("display: flex; flex-wrap: wrap; gap: 0.7em; max-width: 60em", *each))
 
 
 def tokens(pieces: Sequence[str], chosen: int | None = None) -> HTML:
@@ -47,7 +43,7 @@ def tokens(pieces: Sequence[str], chosen: int | None = None) -> HTML:
         f'<span style="background: {TINTS[index % len(TINTS)]}; {CHOSEN if index == chosen else ""}">{escape(piece)}</span>'
         for index, piece in enumerate(pieces)
     )
-    return HTML(f'<div dir="auto" style="{PROSE}; max-width: 40em; line-height: 1.7">{"".join(spans)}</div>')
+    return HTML(_text("".join(spans), "max-width: 40em; line-height: 1.7"))
 
 
 def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
@@ -55,53 +51,54 @@ def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
 
     A share of `widest` is as wide as there is room.
     """
+    columns = "display: grid; grid-template-columns: 9em 1fr 3.6em; gap: 0 0.6em; line-height: 1.5em; max-width: 34em"
+    name = "font-family: monospace; text-align: right; white-space: pre; overflow: hidden"
     bar = "position: absolute; top: 15%; height: 70%; box-sizing: border-box"
     lines = (
-        f'<div style="display: flex; align-items: center; gap: 0.6em">'
-        f'<span style="flex: 0 0 9em; font-family: monospace; text-align: right; white-space: pre; overflow: hidden">{escape(label)}</span>'
-        f'<div style="position: relative; flex: 1; height: 1.5em">'
+        f'<span style="{name}">{escape(label)}</span><div style="position: relative">'
         f'<div style="{bar}; width: {min(1, compared / widest):.1%}; border: 1.5px solid rgba(128, 128, 128, 0.9)"></div>'
         f'<div style="{bar}; width: {min(1, share / widest):.1%}; background: rgba(0, 114, 178, 0.65)"></div></div>'
-        f'<span style="flex: 0 0 3.6em; text-align: right">{share:.1%}</span></div>'
+        f'<span style="text-align: right">{share:.1%}</span>'
         for label, share, compared in rows
     )
-    return HTML(f'<div style="max-width: 34em">{"".join(lines)}</div>')
+    return HTML(_div(columns, *lines))
 
 
 def facts(named: Mapping[str, str]) -> HTML:
     """What is the case, in few words each under its name, side by side as far as the page is wide."""
-    each = (
-        f'<div><div style="opacity: 0.75; font-size: 85%">{escape(name)}</div><b>{escape(value)}</b></div>'
-        for name, value in named.items()
-    )
-    return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; max-width: 44em">{"".join(each)}</div>')
+    name = "opacity: 0.75; font-size: 85%"
+    each = (_div("", _div(name, escape(key)), f"<b>{escape(value)}</b>") for key, value in named.items())
+    return HTML(_div("display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; max-width: 44em", *each))
 
 
 def picture(figure: Figure, says: str) -> HTML:
     """A figure as part of a page, no wider than it; `says` is for those who cannot see it."""
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    data = b64encode(file.getvalue()).decode()
+    data = print_figure(figure, bbox_inches=None, base64=True)
     return HTML(f'<img alt="{escape(says)}" style="max-width: 100%" src="data:image/png;base64,{data}">')
 
 
 def stack(*pieces: HTML) -> HTML:
     """Pieces below one another."""
-    return HTML("".join(f'<div style="margin: 0.5em 0">{piece.data}</div>' for piece in pieces))
+    return HTML("".join(_div("margin: 0.5em 0", piece.data) for piece in pieces))
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     """Rows with the same keys, which head the columns; numbers stand to the right."""
-    cell = f"padding: 0.25em 0.7em; border-bottom: {LINE}"
-    head = "".join(f'<th style="{cell}; text-align: left">{escape(key)}</th>' for key in rows[0])
-    lines = (
-        "".join(
-            f'<td dir="auto" style="{cell}; text-align: {"right" if isinstance(value, int | float | None) else "left"}">{escape(shown(value))}</td>'
-            for value in row.values()
-        )
-        for row in rows
-    )
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(
-        f'<div style="overflow-x: auto"><table style="border-collapse: collapse"><tr>{head}</tr>{body}</table></div>'
-    )
+    look = f"padding: 0.25em 0.7em; border-bottom: {LINE}"
+
+    def cell(value: object) -> str:
+        side = "right" if isinstance(value, int | float | None) else "left"
+        return f'<td dir="auto" style="{look}; text-align: {side}">{escape(shown(value))}</td>'
+
+    head = "".join(f'<th style="{look}; text-align: left">{escape(key)}</th>' for key in rows[0])
+    body = "".join(f"<tr>{''.join(map(cell, row.values()))}</tr>" for row in rows)
+    return HTML(_div("overflow-x: auto", f'<table style="border-collapse: collapse"><tr>{head}</tr>{body}</table>'))
+
+
+def _div(style: str, *inside: str) -> str:
+    return f'<div style="{style}">{"".join(inside)}</div>'
+
+
+def _text(inside: str, look: str = "") -> str:
+    """In the direction of its own script."""
+    return f'<div dir="auto" style="{PROSE}; {look}">{inside}</div>'

@@ -11,35 +11,34 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.show import prose, table, tokens
 from tinystories_lab.recipe import TrainConfig
 
-WIDE = widgets.Layout(width="95%", max_width="640px")
-WIDE_LABEL = {"description_width": "90px"}
+LOOK = {
+    "layout": {"width": "95%", "max_width": "640px"},
+    "style": {"description_width": "90px"},
+    "continuous_update": False,  # what computes waits until the mouse lets go
+}
 HEAD_WIDTH = 64  # values of d_model for each attention head
 
 
 def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
     """A sentence to change, and a slider over the merges that act on it, in the order in which they were learned."""
-    text = widgets.Text(sentence, description="sentence", continuous_update=False)
-    slider = widgets.IntSlider(0, min=0, max=0, description="merges", continuous_update=False)
+    text = widgets.Text(sentence, description="sentence", **LOOK)
+    slider = widgets.IntSlider(0, min=0, max=0, description="merges", **LOOK)
     said, cut = widgets.HTML(), widgets.HTML()
     learned = len(merges(tokenizer))
     steps = []
 
     def show(change: dict | None = None) -> None:
         step = steps[slider.value]
-        what = (
-            f"merge {step.number:,} of {learned:,}: {' + '.join(map(repr, step.pair))}" if step.pair else "no merge yet"
-        )
+        joined = " + ".join(map(repr, step.pair))
+        what = f"merge {step.number:,} of {learned:,}: {joined}" if joined else "no merge yet"
         said.value = prose(f"{what}. {len(step.pieces)} tokens for {len(text.value.encode())} bytes.").data
         cut.value = tokens(step.pieces, step.pieces.index(step.made) if step.made else None).data
 
     def start(change: dict | None = None) -> None:
         steps[:] = merge_history(tokenizer, text.value)
-        slider.max = len(steps) - 1
-        slider.value = min(slider.value, slider.max)
+        slider.max = len(steps) - 1  # takes the value with it
         show()
 
-    for control in (text, slider):
-        control.layout, control.style = WIDE, WIDE_LABEL
     text.observe(start, "value")
     slider.observe(show, "value")
     start()
@@ -51,9 +50,9 @@ def budget_sliders(
 ) -> widgets.VBox:
     """Layers, width and tokens to read, from those of a run on; below, what such a run takes on each machine."""
     sliders = [
-        widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer"),
-        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=HEAD_WIDTH, description="d_model"),
-        widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)"),
+        widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer", **LOOK),
+        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=HEAD_WIDTH, description="d_model", **LOOK),
+        widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **LOOK),
     ]
     n_layer, d_model, millions = sliders
     taken = widgets.HTML()
@@ -64,7 +63,6 @@ def budget_sliders(
         taken.value = table([{"a run of this size": name, "takes": value} for name, value in lines.items()]).data
 
     for slider in sliders:
-        slider.layout, slider.style, slider.continuous_update = WIDE, WIDE_LABEL, False
         slider.observe(show, "value")
     show()
     return widgets.VBox([*sliders, taken])
