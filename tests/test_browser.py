@@ -30,7 +30,7 @@ from kernels import SMALL, kernels_start_with
 from playwright.sync_api import expect, sync_playwright
 
 from notebooks import NOTEBOOKS, ROOT
-from tinystories_lab.ratings import RATED, REAL, TOLD
+from tinystories_lab.ratings import _REAL, _TOLD, RATED
 from tinystories_lab.report import shown
 from tinystories_lab.runlog import read_log, read_rows
 
@@ -192,8 +192,8 @@ def test_stories_are_rated_blind_and_averaged(page, address, learner):
     part = {name: form.locator(f".rating-{name}") for name in ("where", "story", "next", *RATED)}
     part["next"].click()
     expect(form).to_contain_text("not saved: ")  # nothing was rated yet
-    for number in range(1, TOLD + REAL + 1):
-        expect(part["where"]).to_contain_text(f"story {number} of {TOLD + REAL}")
+    for number in range(1, _TOLD + _REAL + 1):
+        expect(part["where"]).to_contain_text(f"story {number} of {_TOLD + _REAL}")
         for question, mark in zip(RATED, marks_of(number), strict=True):
             for _ in range(mark + 1):  # from no mark on
                 slider(part[question]).press("ArrowRight")
@@ -201,12 +201,12 @@ def test_stories_are_rated_blind_and_averaged(page, address, learner):
         if number == 4:
             take_picture(page, "05_rating_the_fourth", form)
         part["next"].click()
-    expect(part["where"]).to_contain_text(f"All {TOLD + REAL} stories are rated")
+    expect(part["where"]).to_contain_text(f"All {_TOLD + _REAL} stories are rated")
     take_picture(page, "05_rated_and_averaged", form)
 
     rows = read_rows(learner / "finished" / "runs" / "toyland-tiny" / "ratings.jsonl")
     assert [[row[question] for question in RATED] for row in rows] == [
-        list(marks_of(number)) for number in range(1, TOLD + REAL + 1)
+        list(marks_of(number)) for number in range(1, _TOLD + _REAL + 1)
     ]
     for by in ("model", "real"):
         mean = shown(fmean(row["coherence"] for row in rows if row["by"] == by))

@@ -38,8 +38,8 @@ def drive(tmp_path, monkeypatch):
     google.drive = stand_in
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", google)
-    monkeypatch.setattr(colab, "DRIVE", tmp_path / "drive")
-    monkeypatch.setenv(colab.WORKSPACE_VARIABLE, str(tmp_path / "here"))
+    monkeypatch.setattr(colab, "_DRIVE", tmp_path / "drive")
+    monkeypatch.setenv(colab._WORKSPACE_VARIABLE, str(tmp_path / "here"))
     return stand_in
 
 
@@ -146,7 +146,7 @@ def test_closing_copies_what_came_after_training_and_offers_the_flush(open_lab, 
 
 
 def test_at_home_nothing_is_mounted_and_closing_says_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(colab.WORKSPACE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(colab._WORKSPACE_VARIABLE, str(tmp_path))
     lab = colab.open_workspace("tiny", use_drive=True)
     capsys.readouterr()
     colab.close_workspace(lab)
@@ -156,7 +156,7 @@ def test_at_home_nothing_is_mounted_and_closing_says_nothing(tmp_path, monkeypat
 def test_a_source_that_was_named_once_is_followed_by_the_notebooks_after_it_until_another_is_named(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setenv(colab.WORKSPACE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(colab._WORKSPACE_VARIABLE, str(tmp_path))
     assert colab.open_workspace("tiny").source == "toyland"
     for source in ("мои сказки.txt", "ada/tales"):
         colab.open_workspace("tiny", source)
@@ -187,7 +187,7 @@ def test_on_a_new_machine_a_run_of_built_in_stories_leaves_the_choice_to_the_pre
 
 
 def test_the_workspace_is_the_current_folder_or_the_repository_of_its_notebooks(tmp_path, monkeypatch):
-    monkeypatch.delenv(colab.WORKSPACE_VARIABLE)
+    monkeypatch.delenv(colab._WORKSPACE_VARIABLE)
     (tmp_path / "notebooks").mkdir()
     for here in (tmp_path, tmp_path / "notebooks"):
         monkeypatch.chdir(here)
@@ -195,6 +195,6 @@ def test_the_workspace_is_the_current_folder_or_the_repository_of_its_notebooks(
 
 
 def test_on_colab_the_workspace_lies_outside_of_the_clone(monkeypatch):
-    monkeypatch.delenv(colab.WORKSPACE_VARIABLE)
+    monkeypatch.delenv(colab._WORKSPACE_VARIABLE)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    assert colab.open_workspace("tiny").run_dir == colab.COLAB_ROOT / "runs" / "toyland-tiny"
+    assert colab.open_workspace("tiny").run_dir == colab._COLAB_ROOT / "runs" / "toyland-tiny"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.notebook import plots
-from tinystories_lab.notebook.diagrams import WRITTEN, network, pipeline, windows
+from tinystories_lab.notebook.diagrams import _WRITTEN, network, pipeline, windows
 from tinystories_lab.tokenizer import END_OF_TEXT
 
 PIECES = [*["Once", " upon"] * 10, ".", END_OF_TEXT, "On", " a", " sunny", "\n\n", *[" day"] * 60, END_OF_TEXT, "Lily"]
@@ -43,9 +43,9 @@ def test_every_letter_is_inside_of_the_figure_and_large_enough_for_a_phone(name)
 
 
 def test_the_pipeline_names_all_notebooks_and_what_each_leaves_and_marks_where_you_are():
-    for stage, name in enumerate(WRITTEN, start=1):
+    for stage, name in enumerate(_WRITTEN, start=1):
         figure = pipeline(stage)
-        assert all(part in " ".join(letters(figure)) for pair in WRITTEN.items() for part in pair)
+        assert all(part in " ".join(letters(figure)) for pair in _WRITTEN.items() for part in pair)
         marked = [box for box in figure.axes[0].patches if to_hex(box.get_facecolor()).upper() == plots.ORANGE]
         assert len(marked) == 1
         (bold,) = [text for text in figure.axes[0].texts if text.get_weight() == "bold"]

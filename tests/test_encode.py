@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from tinystories_lab import encode
-from tinystories_lab.encode import StoryEncoder, encode_stories
+from tinystories_lab.encode import _StoryEncoder, encode_stories
 
 WORDS = st.sampled_from(
     ["the", " cat's", "  ", "\n\n", "I'll", "'S", " 42nd", "3.14", "_", "!!", "\t", "<|", "<|pad|>", "é", "½", "”"]
@@ -27,13 +27,13 @@ def ids(data):
 @example(["don't DON'T we've 'tis 's", "a  b   c ", " ", ""])
 @example(["Before <|endoftext|> after", "<|pad|><|pa d|>"])
 def test_ids_are_those_of_the_tokenizer_for_any_text(tokenizer, texts):
-    encoder = StoryEncoder(tokenizer)
+    encoder = _StoryEncoder(tokenizer)
     for text in [*texts, *texts]:  # the second time every word is known
         assert ids(encoder(text)) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_every_ascii_pair_and_each_between_letters_is_cut_as_the_tokenizer_cuts_it(tokenizer):
-    encoder = StoryEncoder(tokenizer)
+    encoder = _StoryEncoder(tokenizer)
     for first in map(chr, range(128)):
         text = "".join(f"{first}{second}a{first}b{second} " for second in map(chr, range(128)))
         assert ids(encoder(text)) == tokenizer.encode(text).ids, repr(first)
@@ -52,12 +52,12 @@ def other_tokenizers():
 @pytest.mark.parametrize("tokenizer", other_tokenizers(), ids=["words", "lower case", "prefix space"])
 def test_other_kinds_of_tokenizers_encode_as_they_do(tokenizer):
     for text in ("ab a b", "AB ab", "a"):
-        assert ids(StoryEncoder(tokenizer)(text)) == tokenizer.encode(text).ids
+        assert ids(_StoryEncoder(tokenizer)(text)) == tokenizer.encode(text).ids
 
 
 def test_words_are_forgotten_before_they_are_too_many(tokenizer, monkeypatch):
-    monkeypatch.setattr(encode, "MOST_WORDS", 100)
-    encoder = StoryEncoder(tokenizer)
+    monkeypatch.setattr(encode, "_MOST_WORDS", 100)
+    encoder = _StoryEncoder(tokenizer)
     for number in range(1_000):
         text = f"number {number} of {number * 7}"
         assert ids(encoder(text)) == tokenizer.encode(text).ids
@@ -65,7 +65,7 @@ def test_words_are_forgotten_before_they_are_too_many(tokenizer, monkeypatch):
 
 
 def test_several_processes_give_what_one_gives_in_order(stories, tokenizer, monkeypatch):
-    monkeypatch.setattr(encode, "STORIES_PER_SLICE", 60)  # 144 stories: three slices, the last one smaller
+    monkeypatch.setattr(encode, "_STORIES_PER_SLICE", 60)  # 144 stories: three slices, the last one smaller
     table = datasets.Dataset.from_dict({"number": range(len(stories)), "text": stories})
     alone = list(encode_stories(iter(stories), tokenizer))
     assert [size for _, size in alone] == [len(story) for story in stories]
@@ -74,7 +74,7 @@ def test_several_processes_give_what_one_gives_in_order(stories, tokenizer, monk
 
 
 def test_stories_that_are_not_asked_for_are_not_encoded(stories, tokenizer, monkeypatch):
-    monkeypatch.setattr(encode, "STORIES_PER_SLICE", 10)
+    monkeypatch.setattr(encode, "_STORIES_PER_SLICE", 10)
     sliced = []
     monkeypatch.setattr(
         datasets.Dataset,
@@ -90,7 +90,7 @@ def test_stories_that_are_not_asked_for_are_not_encoded(stories, tokenizer, monk
 def test_the_bars_of_datasets_stay_as_they_were():
     for shown in (False, True):
         (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
-        with encode.without_bars():
+        with encode._without_bars():
             assert datasets.are_progress_bars_disabled()
         assert datasets.are_progress_bars_disabled() != shown
 

@@ -129,7 +129,7 @@ def test_estimates_are_near_what_the_work_then_takes_and_show_no_bars(told, tmp_
 
 def test_the_estimate_of_writing_stops_at_max_tokens(told, monkeypatch):
     tokenizer = train_tokenizer(told[:1_000]["text"], 500)
-    monkeypatch.setattr(estimate, "seconds_for_all", lambda work, count: count)
+    monkeypatch.setattr(estimate, "_seconds_for_all", lambda work, count: count)
     tokens = sum(len(tokenizer.encode(story).ids) + 1 for story in told["text"])
     assert seconds_to_write(told, tokenizer) == len(told)
     assert seconds_to_write(told, tokenizer, tokens // 4) == pytest.approx(len(told) / 4, rel=0.02)

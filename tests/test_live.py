@@ -30,9 +30,9 @@ class Display:
 def shown(monkeypatch):
     display = Display()
     monkeypatch.setattr(live, "display", display)
-    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(live, "SHARE_OF_TIME", float("inf"))
-    monkeypatch.setattr(live, "STORY_SECONDS", 0.0)
+    monkeypatch.setattr(live, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(live, "_SHARE_OF_TIME", float("inf"))
+    monkeypatch.setattr(live, "_STORY_SECONDS", 0.0)
     return display
 
 

@@ -114,7 +114,7 @@ def test_a_batch_may_be_changed_without_changing_the_next(counting):
 def test_batches_of_a_file_held_on_the_device_are_those_read_from_disk(tmp_path, sampling, monkeypatch):
     path = write_tokens(tmp_path / "train.bin", np.random.default_rng(0).permutation(65_536)[:999])
     from_disk = BinLoader(path, 5, 7, sampling=sampling)
-    monkeypatch.setattr(loader_module, "fits_on", lambda device, size: size == 1_998)
+    monkeypatch.setattr(loader_module, "_fits_on", lambda device, size: size == 1_998)
     held = BinLoader(path, 5, 7, sampling=sampling)
     path.unlink()
     for step in (0, 27, 28, 29, 5):
@@ -126,14 +126,14 @@ def test_batches_of_a_file_held_on_the_device_are_those_read_from_disk(tmp_path,
 def test_a_file_is_held_on_a_gpu_with_eight_times_the_room_and_never_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8_000, 16_000))
     gpu = torch.device("cuda")
-    assert loader_module.fits_on(gpu, 999) and not loader_module.fits_on(gpu, 1_000)
-    assert not loader_module.fits_on(torch.device("cpu"), 1)
+    assert loader_module._fits_on(gpu, 999) and not loader_module._fits_on(gpu, 1_000)
+    assert not loader_module._fits_on(torch.device("cpu"), 1)
 
 
 @pytest.mark.parametrize("sampling", ["random", "shuffle"])
 @pytest.mark.parametrize("held", [False, True])
 def test_shorter_windows_come_in_more_rows_with_as_many_tokens(tmp_path, sampling, held, monkeypatch):
-    monkeypatch.setattr(loader_module, "fits_on", lambda device, size: held)
+    monkeypatch.setattr(loader_module, "_fits_on", lambda device, size: held)
     path = write_tokens(tmp_path / "train.bin", range(1_000))
     loader, short = BinLoader(path, 4, 8, seed=3, sampling=sampling), BinLoader(path, 16, 2, seed=3, sampling=sampling)
     for step in range(40):  # over two epochs of the longer ones; one loader in both ways in turn

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tinystories_lab.merges import first_merges, look_into, merge_history, merges, of_size, pieces, shown
+from tinystories_lab.merges import _first_merges, look_into, merge_history, merges, of_size, pieces, shown
 from tinystories_lab.tokenizer import END_OF_TEXT, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.toyland import tell_stories
 
@@ -42,25 +42,25 @@ def test_a_token_that_two_merges_make_counts_once_and_stays_while_one_of_them_do
     settings["model"]["merges"] += [["b", "c"], ["a", "bc"], ["c", "a"]]
     settings["model"]["vocab"] |= {"bc": 260, "ca": 261}
     twice = Tokenizer.from_str(json.dumps(settings))
-    sizes = [first_merges(twice, count).get_vocab_size() for count in range(6)]
+    sizes = [_first_merges(twice, count).get_vocab_size() for count in range(6)]
     assert sizes == [258, 259, 260, 261, 261, 262], "the fourth merge makes nothing new"
     assert merges(of_size(twice, 260)) == merges(twice)[:2] and merges(of_size(twice, 262)) == merges(twice)
 
 
 @given(text=TEXT, share=st.floats(0, 1))
 def test_after_any_number_of_merges_text_comes_back(large, text, share):
-    tokenizer = first_merges(large, round(share * len(merges(large))))
+    tokenizer = _first_merges(large, round(share * len(merges(large))))
     text = text.replace("<|", "<")
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
 def test_after_no_merge_a_token_is_a_byte_and_no_count_beyond_the_last_merge_is_taken(large):
-    bytes_only = first_merges(large, 0)
+    bytes_only = _first_merges(large, 0)
     assert bytes_only.get_vocab_size() == BYTES_AND_SPECIALS
     assert len(bytes_only.encode(CORPUS[-1]).ids) == len(CORPUS[-1].encode())
     for count in (-1, len(merges(large)) + 1):
         with pytest.raises(ValueError, match=f"count is {count}; this tokenizer was made by 942 merges"):
-            first_merges(large, count)
+            _first_merges(large, count)
 
 
 @given(text=st.text(alphabet=st.characters(codec="ascii")))
@@ -71,11 +71,11 @@ def test_pieces_of_plain_text_joined_are_the_text(large, text):
 def test_bytes_that_are_a_part_of_a_character_are_shown_in_hex_and_joined_when_a_merge_has_joined_them(large):
     assert pieces(large, "🐉") == ["\\xf0", "\\x9f", "\\x90", "\\x89"]
     assert pieces(large, "Zoë sang in a café") == ["Zoë", " sang", " in", " a", " café"]
-    assert pieces(first_merges(large, 0), "é") == ["\\xc3", "\\xa9"]
+    assert pieces(_first_merges(large, 0), "é") == ["\\xc3", "\\xa9"]
 
 
 def test_every_byte_has_a_token_that_shows_it(large):
-    bytes_only = first_merges(large, 0)
+    bytes_only = _first_merges(large, 0)
     tokens = [bytes_only.decode([id]) for id in range(2, BYTES_AND_SPECIALS)]
     shown_as = [shown(bytes_only.id_to_token(id)) for id in range(2, BYTES_AND_SPECIALS)]
     assert len(set(shown_as)) == 256
@@ -90,14 +90,14 @@ def test_each_step_of_a_sentence_is_what_the_tokenizer_made_of_it_after_so_many_
     assert len(steps[0].pieces) == len(sentence.encode())
     assert steps[-1].pieces == pieces(large, sentence)
     for step in steps[:: max(1, len(steps) // 4)]:
-        assert step.pieces == pieces(first_merges(large, step.number), sentence)
+        assert step.pieces == pieces(_first_merges(large, step.number), sentence)
 
 
 def test_every_step_changes_the_sentence_joins_its_pair_and_none_is_left_out(large):
     steps = merge_history(large, "Lily and Tom sat on the tall wall.")
     for before, step in pairwise(steps):
         assert len(step.pieces) < len(before.pieces) and step.number > before.number
-        assert before.pieces == pieces(first_merges(large, step.number - 1), "Lily and Tom sat on the tall wall.")
+        assert before.pieces == pieces(_first_merges(large, step.number - 1), "Lily and Tom sat on the tall wall.")
         assert step.made in step.pieces and step.made == "".join(step.pair)
 
 

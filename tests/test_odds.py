@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tinystories_lab.generate import window
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.odds import likely_next, logits_after, odds_of_text, token_text
+from tinystories_lab.odds import _logits_after, likely_next, odds_of_text, token_text
 from tinystories_lab.sampling import next_token_probabilities
 from tinystories_lab.sources import END_OF_TEXT
 
@@ -30,7 +30,7 @@ shaped = st.tuples(st.sampled_from([0.0, 0.5, 1.2]), st.none() | st.integers(1, 
 def test_the_odds_are_those_of_drawing_from_what_the_model_sees(model, tokenizer, ids, settings):
     with torch.no_grad():
         logits = model(torch.tensor([window(ids, model.config.max_len)]))[0][0, -1]
-    torch.testing.assert_close(logits_after(model, ids), logits)
+    torch.testing.assert_close(_logits_after(model, ids), logits)
     own, odds = next_token_probabilities(logits, 1.0, None), next_token_probabilities(logits, *settings)
     rows = likely_next(model, tokenizer, ids, *settings)
     likeliest = own.argsort(descending=True)[:12]
@@ -49,7 +49,7 @@ def test_the_settings_change_the_odds_and_not_which_tokens_are_shown_nor_their_o
 
 
 def test_what_was_told_has_an_arrow_and_is_added_when_it_is_not_among_the_likeliest(model, tokenizer):
-    order = logits_after(model, [5]).argsort(descending=True, stable=True).tolist()
+    order = _logits_after(model, [5]).argsort(descending=True, stable=True).tolist()
     rows = likely_next(model, tokenizer, [5], told=order[3])
     assert [text.startswith("→ '") for text, *_ in rows] == [place == 3 for place in range(12)]
     rows = likely_next(model, tokenizer, [5], top_k=10, told=order[40])

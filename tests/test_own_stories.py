@@ -17,7 +17,7 @@ from tinystories_lab.notebook.diagrams import windows
 from tinystories_lab.notebook.plots import odds_at_temperatures
 from tinystories_lab.odds import likely_next
 from tinystories_lab.ratings import blind_deck
-from tinystories_lab.reciting import longest_copies
+from tinystories_lab.reciting import _longest_copies
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.stages import STAGES
 from tinystories_lab.stories import open_stories
@@ -134,7 +134,7 @@ def test_what_is_copied_is_counted_in_words_of_that_script(finished):
     lab, _, _ = finished
     tokenizer = load_tokenizer(lab.run_dir / "tokenizer.json")
     known = next(read_bin(lab.data_dir / "train.bin", tokenizer))
-    (copied,) = longest_copies([known], lab.data_dir / "train.bin", tokenizer)
+    (copied,) = _longest_copies([known], lab.data_dir / "train.bin", tokenizer)
     assert copied.words == len(words_of(known)) and known.startswith(copied.passage)
 
 

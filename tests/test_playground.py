@@ -66,7 +66,7 @@ class Page:
 
 @pytest.fixture
 def page(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(playground, "BEAT", 0)  # every token is a beat
+    monkeypatch.setattr(playground, "_BEAT", 0)  # every token is a beat
     return Page(model, tokenizer)
 
 
@@ -209,11 +209,11 @@ def test_walking_through_a_story_frames_a_token_and_shows_what_else_was_likely_t
     page.token.value = 7
     assert page.story.value == story_html(tokenizer, told, 7)
     spans = page.story.value.split("<span")[1:]
-    assert [show.CHOSEN in span for span in spans].index(True) == start + 6 and len(spans) == len(told.ids)
+    assert [show._CHOSEN in span for span in spans].index(True) == start + 6 and len(spans) == len(told.ids)
     rows = likely_next(model, tokenizer, told.ids[: start + 6], 0.8, 50, None, told=told.ids[start + 6])
     assert show.bars(rows).data in page.odds.value and page.odds.value.count("→ &#x27;") == 1
     page.token.value = 0
-    assert show.CHOSEN not in page.story.value and "→" not in page.odds.value
+    assert show._CHOSEN not in page.story.value and "→" not in page.odds.value
 
 
 def test_a_new_prompt_ends_the_telling_and_shows_what_may_follow_it(page, model, tokenizer):

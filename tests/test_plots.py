@@ -74,7 +74,7 @@ def test_every_value_is_counted_once_in_a_histogram():
 def test_each_token_has_a_bar_of_its_odds_at_each_temperature():
     axes = plots.odds_at_temperatures({0.5: ODDS, 1.2: ODDS[::-1]}).axes[0]
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
-    assert widths == [[row[1] for row in rows[: plots.TOKENS_SHOWN]] for rows in (ODDS, ODDS[::-1])]
+    assert widths == [[row[1] for row in rows[: plots._TOKENS_SHOWN]] for rows in (ODDS, ODDS[::-1])]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["temperature 0.5", "temperature 1.2"]
 
 

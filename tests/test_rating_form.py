@@ -4,7 +4,7 @@ import ipywidgets
 import pytest
 
 from tinystories_lab import ratings
-from tinystories_lab.notebook.rating import UNMARKED, rating_form
+from tinystories_lab.notebook.rating import _UNMARKED, rating_form
 from tinystories_lab.ratings import RATED
 from tinystories_lab.runlog import read_rows
 
@@ -37,7 +37,7 @@ def test_next_saves_one_row_at_once_and_shows_the_next_story(path):
     (row,) = read_rows(path)
     assert row == {**DECK[0], "grammar": 3, "coherence": 3, "fun": 5, "rater": "Ada", "when": row["when"]}
     assert "story 2 of 3" in here["where"].value and "Story &lt;B&gt;." in here["story"].value
-    assert here["fun"].value == UNMARKED, "each story starts without marks"
+    assert here["fun"].value == _UNMARKED, "each story starts without marks"
 
 
 def test_a_story_without_all_its_marks_is_not_saved_so_that_next_pressed_twice_does_no_harm(path):
@@ -92,4 +92,4 @@ def test_the_form_is_core_widgets_whose_sliders_are_labelled_from_0_to_5(path):
     assert all(type(part).__module__.startswith("ipywidgets.") for part in (form, *form.children))
     sliders = [part for part in form.children if isinstance(part, ipywidgets.SelectionSlider)]
     assert [slider.description for slider in sliders] == list(RATED)
-    assert all(slider.options == (UNMARKED, *"012345") for slider in sliders)
+    assert all(slider.options == (_UNMARKED, *"012345") for slider in sliders)

@@ -9,7 +9,7 @@ import torch
 
 from tinystories_lab import ratings
 from tinystories_lab.model import GPTMini
-from tinystories_lab.ratings import RATED, average_ratings, blind_deck, cut, save_rating, unrated
+from tinystories_lab.ratings import RATED, _cut, average_ratings, blind_deck, save_rating, unrated
 from tinystories_lab.runlog import append_row, read_rows
 from tinystories_lab.tokenizer import write_bin
 from tinystories_lab.words import opening
@@ -72,8 +72,8 @@ def test_too_few_held_out_stories_are_refused(model, tokenizer, tmp_path):
 
 
 def test_a_story_that_ended_is_whole_and_another_ends_after_a_whole_word():
-    assert cut(" The end.\n", ended=True) == "The end."
-    assert cut("The dog ran ho", ended=False) == "The dog ran ..."
+    assert _cut(" The end.\n", ended=True) == "The end."
+    assert _cut("The dog ran ho", ended=False) == "The dog ran ..."
     assert opening("  Once upon\na time there") == "Once upon a time" and opening("Hi.") == "Hi."
 
 
@@ -117,6 +117,6 @@ def test_averages_are_mean_and_spread_of_each_question_and_author(tmp_path):
 
 
 def test_a_deck_reads_no_more_held_out_stories_than_it_chooses_from(model, tokenizer, data_dir, monkeypatch):
-    monkeypatch.setattr(ratings, "CHOSEN_FROM", 8)
+    monkeypatch.setattr(ratings, "_CHOSEN_FROM", 8)
     deck = blind_deck(model, tokenizer, data_dir / "val.bin", new_tokens=60)
     assert all("Mia found a green" in card["story"] or card["by"] == "model" for card in deck)

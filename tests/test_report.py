@@ -13,7 +13,7 @@ from tinystories_lab.metrics import story_metrics, training_words
 from tinystories_lab.presets import PRESETS
 from tinystories_lab.ratings import save_rating
 from tinystories_lab.reciting import Copied
-from tinystories_lab.report import FIGURES, copied_rows, in_full, in_short, look_back, shown, table, write_report
+from tinystories_lab.report import _FIGURES, _in_full, copied_rows, in_short, look_back, shown, table, write_report
 from tinystories_lab.review import checklist, perplexity
 from tinystories_lab.runlog import diagnose, read_log, read_rows
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer
@@ -86,9 +86,9 @@ def test_it_shows_samples_from_before_and_after_checklist_figures_and_sessions(l
         assert f"{when.capitalize()}:\n\n````text\n{first['story']}\n````" in report
     ticks = checklist(lab.run_dir)
     assert all(ticks.values()) and all(f"- [x] {item}\n" in report for item in ticks)
-    drawn = [name for name in FIGURES if (lab.run_dir / name).exists()]
+    drawn = [name for name in _FIGURES if (lab.run_dir / name).exists()]
     assert drawn == ["loss_curve.png", "loss_by_tokens.png"]
-    assert [name for name in FIGURES if f"]({name})" in report] == drawn
+    assert [name for name in _FIGURES if f"]({name})" in report] == drawn
     (session,) = load_config(lab.run_dir)["sessions"]
     (row,) = cells_of(report, "Sessions")
     assert row[:3] == [session[key] for key in ("started", "device_name", "dtype")]
@@ -100,7 +100,7 @@ def test_the_trackers_are_ticked_when_one_was_handed_the_log(lab, report, folder
     assert "- [ ] optional: the log in TensorBoard or W&B\n" in report
     (lab.run_dir / folder).mkdir()
     try:
-        assert "- [x] optional: the log in TensorBoard or W&B\n" in in_full(look_back(lab))
+        assert "- [x] optional: the log in TensorBoard or W&B\n" in _in_full(look_back(lab))
     finally:
         (lab.run_dir / folder).rmdir()
 
@@ -137,7 +137,7 @@ def test_it_can_be_written_before_anything_was_told_or_rated(lab, tmp_path, monk
     for name in ("samples.jsonl", "ratings.jsonl"):
         (lab.run_dir / name).rename(tmp_path / name)
     try:
-        early = in_full(look_back(lab))
+        early = _in_full(look_back(lab))
     finally:
         for name in ("samples.jsonl", "ratings.jsonl"):
             (tmp_path / name).rename(lab.run_dir / name)

@@ -61,7 +61,7 @@ def test_pieces_stand_together_as_the_text_they_were_cut_from_and_neighbours_dif
     assert page.text == "Once upon a time"
     spans = [attributes["style"] for tag, attributes in page.tags if tag == "span"]
     assert all(one.split(";")[0] != other.split(";")[0] for one, other in pairwise(spans))
-    assert [show.CHOSEN in span for span in spans] == [False, False, True, False, False]
+    assert [show._CHOSEN in span for span in spans] == [False, False, True, False, False]
 
 
 def test_a_bar_is_as_wide_as_its_share():

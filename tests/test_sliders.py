@@ -30,7 +30,7 @@ def test_each_place_of_the_merge_slider_shows_its_step(tokenizer):
             and f"{len(step.pieces)} tokens for " in said.value
         )
         assert cut.value == show.tokens(step.pieces, step.pieces.index(step.made)).data
-        assert show.CHOSEN in cut.value, "the token just made is framed"
+        assert show._CHOSEN in cut.value, "the token just made is framed"
 
 
 def test_another_sentence_is_cut_anew_as_far_as_the_slider_stands(tokenizer):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystories_lab.sources import END_OF_TEXT, read_file, read_rows
+from tinystories_lab.sources import END_OF_TEXT, _read_file, read_rows
 
 STORIES = ["Once there was a fox.\nIt ran.", "“Hi,” said Zoë. 🦊", "The sun — so big — went down."]
 BOM = b"\xef\xbb\xbf"
@@ -43,7 +43,7 @@ def write(path, data):
 
 def read(path):
     """The stories of a file, without the white space around them and the empty rows, which cleaning takes away."""
-    return [text.strip() for text in read_file(path) if text and text.strip()]
+    return [text.strip() for text in _read_file(path) if text and text.strip()]
 
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
@@ -84,8 +84,8 @@ def test_lines_of_white_space_part_stories_like_empty_ones(tmp_path):
 
 def test_null_texts_are_empty_rows_and_blank_json_lines_are_no_rows(tmp_path):
     path = write(tmp_path / "stories.jsonl", b'{"text": null}\n\n{"text": "One."}\n   \n')
-    assert list(read_file(path)) == [None, "One."]
-    assert list(read_file(write(tmp_path / "stories.parquet", parquet([None, "One."])))) == [None, "One."]
+    assert list(_read_file(path)) == [None, "One."]
+    assert list(_read_file(write(tmp_path / "stories.parquet", parquet([None, "One."])))) == [None, "One."]
 
 
 def test_a_parquet_file_of_many_row_groups_is_read_to_its_end(tmp_path):
@@ -98,33 +98,33 @@ def test_a_parquet_file_of_many_row_groups_is_read_to_its_end(tmp_path):
 def test_a_json_line_that_is_no_object_with_a_text_is_named_by_its_number(tmp_path, line):
     path = write(tmp_path / "stories.jsonl", f'{{"text": "One."}}\n\n{line}\n'.encode())
     with pytest.raises(ValueError, match=r"stories\.jsonl, line 3: not a JSON object with a \"text\".*mend or remove"):
-        list(read_file(path))
+        list(_read_file(path))
 
 
 @pytest.mark.parametrize("text", ["7", "true", '["One."]'])
 def test_a_json_text_that_is_no_string_is_named_by_its_line(tmp_path, text):
     path = write(tmp_path / "stories.jsonl", f'{{"text": "One."}}\n{{"text": {text}}}\n'.encode())
     with pytest.raises(ValueError, match=r"line 2: \"text\" is .*; it must be a string or null"):
-        list(read_file(path))
+        list(_read_file(path))
 
 
 def test_a_json_text_with_half_an_emoji_is_named_by_its_line(tmp_path):
     path = write(tmp_path / "stories.jsonl", b'{"text": "\\ud83e\\udd8a whole"}\n{"text": "cut \\ud83e"}\n')
     with pytest.raises(ValueError, match=r"line 2: \"text\" .*surrogates not allowed.*mend or remove it"):
-        list(read_file(path))
+        list(_read_file(path))
 
 
 def test_parquet_without_a_text_column_names_the_columns_it_has(tmp_path):
     pq.write_table(pa.table({"id": [1], "story": ["One."]}), tmp_path / "stories.parquet")
     with pytest.raises(ValueError, match=r"has the columns \['id', 'story'\]; a column \"text\" is needed"):
-        list(read_file(tmp_path / "stories.parquet"))
+        list(_read_file(tmp_path / "stories.parquet"))
 
 
 @pytest.mark.parametrize("column", [[7, 8], [b"One.", b"Two."], [["One."], ["Two."]]], ids=["int", "bytes", "lists"])
 def test_parquet_whose_text_is_no_string_shows_it(tmp_path, column):
     pq.write_table(pa.table({"text": column}), tmp_path / "stories.parquet")
     with pytest.raises(ValueError, match=r"stories\.parquet: \"text\" is .*; it must be a string or null"):
-        list(read_file(tmp_path / "stories.parquet"))
+        list(_read_file(tmp_path / "stories.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_parquet_whose_text_is_no_string_shows_it(tmp_path, column):
 )
 def test_parquet_may_keep_its_strings_in_any_arrow_string_type(tmp_path, column_type):
     pq.write_table(pa.table({"text": pa.array(["One.", None, "One."]).cast(column_type)}), tmp_path / "stories.parquet")
-    assert list(read_file(tmp_path / "stories.parquet")) == ["One.", None, "One."]
+    assert list(_read_file(tmp_path / "stories.parquet")) == ["One.", None, "One."]
 
 
 @pytest.mark.parametrize("name", ["stories.txt", "stories.jsonl", "stories.txt.gz"])
 def test_a_file_that_is_not_utf_8_says_so(tmp_path, name):
     path = write(tmp_path / name, '{"text": "été"}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"is not UTF-8 text .*0xe9.*save it as UTF-8"):
-        list(read_file(path))
+        list(_read_file(path))
 
 
 @pytest.mark.parametrize("first", [10, -8], ids=["in its codes", "in its checksum"])
@@ -148,7 +148,7 @@ def test_a_damaged_gz_says_so(tmp_path, first):
     data[first] ^= 0b110  # after the header of ten bytes: a kind of block that there is not
     (tmp_path / "stories.txt.gz").write_bytes(data)
     with pytest.raises(ValueError, match=r"stories\.txt\.gz cannot be read as \.gz .*damaged"):
-        list(read_file(tmp_path / "stories.txt.gz"))
+        list(_read_file(tmp_path / "stories.txt.gz"))
 
 
 @pytest.mark.parametrize("name, kind", [("s.txt.gz", marked), ("s.jsonl.gz", json_lines), ("s.parquet.gz", parquet)])
@@ -156,20 +156,20 @@ def test_a_truncated_gz_says_so(tmp_path, name, kind):
     data = gzip.compress(kind(STORIES * 100))
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"cannot be read as \.gz .*ended before.*damaged"):
-        list(read_file(tmp_path / name))
+        list(_read_file(tmp_path / name))
 
 
 def test_a_gz_that_is_none_says_so(tmp_path):
     (tmp_path / "stories.txt.gz").write_bytes(b"Once upon a time.")
     with pytest.raises(ValueError, match=r"cannot be read as \.gz .*Not a gzipped file"):
-        list(read_file(tmp_path / "stories.txt.gz"))
+        list(_read_file(tmp_path / "stories.txt.gz"))
 
 
 @pytest.mark.parametrize("harm", [lambda data: data[:-20], lambda data: b"", lambda data: b"Once upon a time."])
 def test_a_parquet_file_that_is_none_says_so(tmp_path, harm):
     path = write(tmp_path / "stories.parquet", harm(parquet(STORIES)))
     with pytest.raises(ValueError, match=r"stories\.parquet cannot be read as \.parquet .*damaged"):
-        list(read_file(path))
+        list(_read_file(path))
 
 
 def test_a_parquet_file_with_a_damaged_page_says_so(tmp_path):
@@ -178,7 +178,7 @@ def test_a_parquet_file_with_a_damaged_page_says_so(tmp_path):
     data[60:400] = bytes(byte ^ 0x5A for byte in data[60:400])
     (tmp_path / "stories.parquet").write_bytes(data)
     with pytest.raises(ValueError, match=r"stories\.parquet cannot be read as \.parquet .*damaged"):
-        list(read_file(tmp_path / "stories.parquet"))
+        list(_read_file(tmp_path / "stories.parquet"))
 
 
 @pytest.mark.parametrize("source", ["tinystory", "stories.csv", "stories.gz", "", "stories.txt.zip"])

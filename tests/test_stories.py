@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinystories_lab import stories
 from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.stories import CleanReport, clean_rows, load_stories, open_stories, repair, split_rows
+from tinystories_lab.stories import CleanReport, _clean_rows, _split_rows, load_stories, open_stories, repair
 
 UNDEFINED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # the bytes that Windows-1252 has no character for
 
@@ -31,7 +31,7 @@ def read_back(splits):
 
 def clean(rows):
     report = CleanReport("rows")
-    return list(clean_rows(iter(rows), report)), report
+    return list(_clean_rows(iter(rows), report)), report
 
 
 def refuse_to_read(*args):
@@ -160,13 +160,13 @@ def share_of(rows):
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.07, 0.1, 0.15, 0.3, 0.4, 0.45, 0.5])
 def test_the_held_out_share_is_the_one_that_was_asked_for(share):
-    rows = list(split_rows((("", str(number)) for number in range(10_000)), share, seed=3))
+    rows = list(_split_rows((("", str(number)) for number in range(10_000)), share, seed=3))
     assert [story for _, story in rows] == [str(number) for number in range(10_000)]
     assert share_of(rows) == pytest.approx(share, abs=2e-4)
 
 
 def test_the_held_out_stories_come_from_all_over_the_corpus():
-    rows = split_rows((("", str(number)) for number in range(10_000)), 0.05, seed=3)
+    rows = _split_rows((("", str(number)) for number in range(10_000)), 0.05, seed=3)
     held_out = [int(story) for split, story in rows if split == "validation"]
     gaps = {after - before for before, after in pairwise(held_out)}
     assert len(gaps) > 30 and max(gaps) < 40
@@ -174,7 +174,7 @@ def test_the_held_out_stories_come_from_all_over_the_corpus():
 
 def test_a_split_that_the_source_has_is_kept():
     rows = [("train", "One."), ("validation", "Two."), ("train", "Three.")]
-    assert list(split_rows(iter(rows), 0.5, seed=0)) == rows
+    assert list(_split_rows(iter(rows), 0.5, seed=0)) == rows
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 0.51, 1, 5])

@@ -64,13 +64,17 @@ def in_signatures(code: str) -> set[str]:
 def used() -> set[tuple[str, str]]:
     readme = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     notebooks = map(code_of, (ROOT / "notebooks").glob("*.ipynb"))
-    return set().union(*map(used_by, [*readme, *notebooks, *(path.read_text() for path in MODULES.values())]))
+    files = [*MODULES.values(), *(ROOT / "tests" / "benchmarks").glob("*.py")]
+    return set().union(*map(used_by, [*readme, *notebooks, *(path.read_text() for path in files)]))
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_is_used_outside_of_its_module_or_is_what_one_takes_or_gives(module, used):
     code = MODULES[module].read_text()
     named = {name for owner, name in used if owner == module} | in_signatures(code)
+    for name, definition in public(ast.parse(code).body).items():
+        if name in named and isinstance(definition, ast.Assign):  # what a constant in use holds
+            named |= {node.id for node in ast.walk(definition.value) if isinstance(node, ast.Name)}
     unused = [name for name in public(ast.parse(code).body) if name not in named]
     assert module.endswith("__main__") or not unused, f"{unused} are used by {module} alone: begin them with _"
 

@@ -40,7 +40,7 @@ def none_matches(stories: list[str], pattern: str) -> bool:
     return True
 
 
-def land_of(land: dict, pronoun: str) -> list[toyland.Plot]:
+def land_of(land: dict, pronoun: str) -> list[toyland._Plot]:
     """The plots of a land where everybody that can be is called by one pronoun."""
     land = copy.deepcopy(land)
     for title, group in land["cast"].items():
@@ -55,7 +55,7 @@ def all_played(land: dict, plot: dict) -> bool:
     return all(land["cast"][group] for group in plot["cast"].values())
 
 
-def everyone_tells(plots: list[toyland.Plot], count: int) -> list[tuple[str, str]]:
+def everyone_tells(plots: list[toyland._Plot], count: int) -> list[tuple[str, str]]:
     return [(plot.title, story) for plot in plots for story in toyland._tell([plot], count, seed=11)]
 
 

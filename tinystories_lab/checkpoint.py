@@ -19,7 +19,6 @@ MODEL_KEYS = {"step", "model", "model_config", "tokenizer_sha256"}
 RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "data_sha256", "saved_at", "orderly"}
 RESUME_KEYS |= {"seconds", "skipped_updates", "row"}
 MIRROR_SLOTS = ("last.0.pt", "last.1.pt")  # where `Mirror` copies last.pt in turn
-FOLDER_FLAG = 0x10  # of an entry in a zip's directory
 
 
 def save_checkpoint(
@@ -62,7 +61,7 @@ def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
     Raises OSError when the disk refuses, FloatingPointError when weights or moments are not finite; both leave the file
     that was there.
     """
-    if broken := not_finite(checkpoint):
+    if broken := _not_finite(checkpoint):
         raise FloatingPointError(f"{broken} holds values that are not finite: {path} was left as it was")
     whole = BytesIO()  # torch's writer hides a full disk behind an error of its own, so it does not meet the disk
     torch.save(checkpoint, whole)
@@ -87,22 +86,18 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} fails its checksum")
             # One flipped bit makes a record a folder; torch then hands out memory that nobody wrote.
-            if any(entry.external_attr & FOLDER_FLAG for entry in archive.infolist()):
+            if any(entry.external_attr & 0x10 for entry in archive.infolist()):
                 raise zipfile.BadZipFile("a record is marked as a folder")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and plain values, and was not run: do not trust it"
-        ) from error
+        raise ValueError(f"{path} holds more than tensors and plain values: do not trust it; it was not run") from error
     except Exception as error:  # zipfile, zlib and torch each raise their own
         raise ValueError(f"{path} is damaged ({error}): use an older checkpoint") from error
-    missing = keys - checkpoint.keys() if isinstance(checkpoint, dict) else keys
-    if missing:
-        raise ValueError(
-            f"{path} is not a checkpoint to {'resume' if keys == RESUME_KEYS else 'load'}: it lacks {sorted(missing)}"
-        )
+    if missing := keys - checkpoint.keys() if isinstance(checkpoint, dict) else keys:
+        purpose = "resume" if keys == RESUME_KEYS else "load"
+        raise ValueError(f"{path} is not a checkpoint to {purpose}: it lacks {sorted(missing)}")
     try:
-        broken = not_finite(checkpoint) if "model" in keys else None
+        broken = _not_finite(checkpoint) if "model" in keys else None
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this lab ({error}): use an older checkpoint") from error
     if broken:
@@ -110,7 +105,7 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
     return checkpoint
 
 
-def not_finite(checkpoint: dict[str, Any]) -> str | None:
+def _not_finite(checkpoint: dict[str, Any]) -> str | None:
     """The name of a weight or a moment of the optimizer that holds infinity or NaN; None when all are finite."""
     moments = checkpoint.get("optimizer", {"state": {}})["state"]
     tensors = {f"moment {key} of weight {i}": value for i, state in moments.items() for key, value in state.items()}
@@ -143,9 +138,9 @@ def latest_checkpoint(run_dir: str | Path, mirror_dir: str | Path | None = None)
             if step > newest_step:
                 newest, newest_step = path, step
     if skipped and not newest:
-        names = ", ".join(map(str, skipped))
         raise ValueError(
-            f"none of the run's checkpoints can be read ({names}): move them away, or take `--fresh`, to start anew"
+            f"none of the run's checkpoints can be read ({', '.join(map(str, skipped))}): move them away, or take "
+            "`--fresh`, to start anew"
         )
     return newest
 

@@ -12,7 +12,7 @@ from tinystories_lab.runlog import Row, read_log
 from tinystories_lab.tokenizer import BinInfo
 from tinystories_lab.workspace import Workspace, load_config
 
-SIBLING_STEPS = 500  # at most, and half the run's: of `book`, minutes on a T4
+_SIBLING_STEPS = 500  # at most, and half the run's: of `book`, minutes on a T4
 
 
 def run_row(run_dir: str | Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def beside_the_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
 def half_size(lab: Workspace) -> Workspace:
     """A sibling of a run: half the width, half the steps and at most 500, in a folder of its own, on the same data; not mirrored."""
     recipe = lab.preset.train
-    steps = min(SIBLING_STEPS, recipe.total_steps // 2)
+    steps = min(_SIBLING_STEPS, recipe.total_steps // 2)
     half = lab.with_recipe(
         total_steps=steps,
         warmup_steps=min(recipe.warmup_steps, steps // 10),

@@ -14,15 +14,15 @@ from tokenizers import Tokenizer
 if TYPE_CHECKING:  # half a second to import, and who only tells stories does not need it
     from datasets import Dataset
 
-STORIES_PER_SLICE = 50_000  # for several processes: some 40 MB, whose ids lie on disk until they are read
-STORIES_PER_BATCH = 1_000
-MOST_WORDS = 200_000  # remembered at once, some 40 MB
+_STORIES_PER_SLICE = 50_000  # for several processes: some 40 MB, whose ids lie on disk until they are read
+_STORIES_PER_BATCH = 1_000
+_MOST_WORDS = 200_000  # remembered at once, some 40 MB
 # How a byte-level BPE cuts text into words (Radford et al. 2019, GPT-2), for ASCII, where Python's classes are the same.
-ASCII_WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_ASCII_WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-class StoryEncoder:
+class _StoryEncoder:
     """Encodes one story after another, as uint16 bytes; the ids are those of `tokenizer.encode`.
 
     A byte-level BPE never merges across words, and stories have few different ones. What is not plain ASCII, what holds a
@@ -32,7 +32,7 @@ class StoryEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._words = tokenizer, {}
         settings = json.loads(tokenizer.to_str())
-        self._by_word = settings["pre_tokenizer"] == BYTE_LEVEL and settings["normalizer"] is None
+        self._by_word = settings["pre_tokenizer"] == _BYTE_LEVEL and settings["normalizer"] is None
         self._specials = [token["content"] for token in settings["added_tokens"]]
 
     def __call__(self, story: str) -> bytes:
@@ -40,11 +40,11 @@ class StoryEncoder:
             return self._encode(story)
         words = self._words
         try:
-            return b"".join([words[word] for word in ASCII_WORD.findall(story)])
+            return b"".join([words[word] for word in _ASCII_WORD.findall(story)])
         except KeyError:
-            if len(words) > MOST_WORDS:
+            if len(words) > _MOST_WORDS:
                 words.clear()
-            found = ASCII_WORD.findall(story)
+            found = _ASCII_WORD.findall(story)
             words.update((word, self._encode(word)) for word in found if word not in words)
             return b"".join([words[word] for word in found])
 
@@ -67,19 +67,19 @@ def encode_stories(
     Texts are encoded as they come. A Dataset with a column "text" of over 50,000 rows is encoded by `processes`, one a
     core unless told otherwise, slice by slice: memory and the temporary files on disk stay the same for any size.
     """
-    encoder = StoryEncoder(tokenizer)
+    encoder = _StoryEncoder(tokenizer)
     if not hasattr(stories, "select_columns"):
         yield from ((encoder(story), len(story.encode())) for story in stories)
         return
     processes = processes or os.cpu_count() or 1
-    if len(stories) <= STORIES_PER_SLICE or processes == 1:
-        for batch in stories.select_columns("text").iter(STORIES_PER_BATCH):
+    if len(stories) <= _STORIES_PER_SLICE or processes == 1:
+        for batch in stories.select_columns("text").iter(_STORIES_PER_BATCH):
             yield from zip(*encoder.batch(batch).values(), strict=True)
         return
-    for start in range(0, len(stories), STORIES_PER_SLICE):
-        part = stories.select(range(start, min(start + STORIES_PER_SLICE, len(stories))))
+    for start in range(0, len(stories), _STORIES_PER_SLICE):
+        part = stories.select(range(start, min(start + _STORIES_PER_SLICE, len(stories))))
         with tempfile.TemporaryDirectory() as folder:
-            with without_bars():
+            with _without_bars():
                 encoded = part.map(
                     encoder.batch,
                     batched=True,
@@ -88,13 +88,13 @@ def encode_stories(
                     cache_file_name=f"{folder}/ids.arrow",
                     new_fingerprint=f"slice-{start}",  # nothing is to be found again, so nothing need be hashed
                 )
-            for batch in encoded.iter(STORIES_PER_BATCH):
+            for batch in encoded.iter(_STORIES_PER_BATCH):
                 yield from zip(batch["ids"], batch["size"], strict=True)
             del encoded, batch
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
+def _without_bars() -> Iterator[None]:
     """Within the block `datasets` shows no bars of its own."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

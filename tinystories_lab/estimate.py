@@ -28,8 +28,8 @@ from tinystories_lab.tokenizer import train_tokenizer, write_bin
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CPU_TOKENS = 2_048  # a step of so many tells a CPU's speed as well as one of more
-WARM_UP, TRIAL = 100, 4_000  # stories: to get going, and to be timed
+_CPU_TOKENS = 2_048  # a step of so many tells a CPU's speed as well as one of more
+_WARM_UP, _TRIAL = 100, 4_000  # stories: to get going, and to be timed
 
 
 def budget(
@@ -67,7 +67,7 @@ def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float =
     """
     device, _ = choose_device()
     dtype, _ = choose_dtype(device)
-    most = CPU_TOKENS if device.type == "cpu" else config.tokens_per_step
+    most = _CPU_TOKENS if device.type == "cpu" else config.tokens_per_step
     seq_len = min(config.seq_len, most)
     short = replace(config, batch_size=max(1, most // seq_len), seq_len=seq_len, first_seq_len=None, micro_batches=1)
     state = TrainState.new(model_config, short, "", "", device, dtype)
@@ -93,7 +93,7 @@ def seconds_to_prepare(source: str | Path, max_stories: int | None = None) -> fl
     TinyStories is not here yet: built-in stories stand in for it. Raises as `load_stories` does for other sources.
     """
     trial = "toyland" if source == "tinystories" else source
-    return seconds_for_all(lambda count: load_stories(trial, max_stories=count), count_stories(source, max_stories))
+    return _seconds_for_all(lambda count: load_stories(trial, max_stories=count), count_stories(source, max_stories))
 
 
 def count_stories(source: str | Path, max_stories: int | None = None) -> int:
@@ -104,7 +104,7 @@ def count_stories(source: str | Path, max_stories: int | None = None) -> int:
         rows = HUB_STORIES
     elif files := find_files(source):
         with redirect_stderr(io.StringIO()):
-            stories, report = load_stories(source, max_stories=TRIAL)
+            stories, report = load_stories(source, max_stories=_TRIAL)
         texts = "\n".join(text for part in stories.values() for text in part["text"]).encode()
         stored = len(texts if files[0].suffix in (".txt", ".jsonl") else gzip.compress(texts))
         rows = round(sum(file.stat().st_size for file in files) * (report.train + report.validation) / stored)
@@ -115,7 +115,7 @@ def count_stories(source: str | Path, max_stories: int | None = None) -> int:
 
 def seconds_to_learn(stories: "Dataset", count: int, vocab_size: int) -> float:
     """How long `train_tokenizer` will take here for the first `count` stories, from learning on a few thousand."""
-    return seconds_for_all(
+    return _seconds_for_all(
         lambda first: train_tokenizer(islice(stories["text"], first), vocab_size), min(count, len(stories))
     )
 
@@ -124,18 +124,18 @@ def seconds_to_write(stories: "Dataset", tokenizer: Tokenizer, max_tokens: int |
     """How long `write_bin` will take here for all stories, or those that fit into `max_tokens`, on one core."""
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         path = Path(folder) / "trial.bin"
-        info = write_bin(path, islice(stories["text"], TRIAL), tokenizer)
+        info = write_bin(path, islice(stories["text"], _TRIAL), tokenizer)
         count = min(len(stories), (max_tokens or info.tokens * len(stories)) * info.stories // info.tokens)
-        return seconds_for_all(lambda first: write_bin(path, islice(stories["text"], first), tokenizer), count)
+        return _seconds_for_all(lambda first: write_bin(path, islice(stories["text"], first), tokenizer), count)
 
 
-def seconds_for_all(work: Callable[[int], object], count: int) -> float:
+def _seconds_for_all(work: Callable[[int], object], count: int) -> float:
     """Scale the time that `work` takes for few stories to `count`; what it needs to get going is left out."""
     with redirect_stderr(io.StringIO()):  # no bars for a trial
-        work(WARM_UP)
+        work(_WARM_UP)
         started = time.perf_counter()
-        work(TRIAL)
-        return count * (time.perf_counter() - started) / min(TRIAL, count)
+        work(_TRIAL)
+        return count * (time.perf_counter() - started) / min(_TRIAL, count)
 
 
 def duration(seconds: float) -> str:

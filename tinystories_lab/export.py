@@ -21,7 +21,7 @@ from tinystories_lab.tokenizer import PAD, end_id, load_tokenizer, tokenizer_sha
 from tinystories_lab.workspace import load_config
 
 # What is known of the data that the lab names: Hub name, licence of what is made from it, and what to say of it.
-SOURCES = {
+_SOURCES = {
     "tinystories": {
         "datasets": ["roneneldan/TinyStories"],
         "license": "cdla-sharing-1.0",
@@ -75,18 +75,18 @@ def export_hugging_face(run_dir: str | Path, out_dir: str | Path) -> Path:
     contents = {name: json.dumps(value, indent=2).encode() for name, value in files.items()}
     contents["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
     contents["model.safetensors"] = save(tensors, {"format": "pt"})
-    contents["README.md"] = model_card(run_dir, config).encode()
+    contents["README.md"] = _model_card(run_dir, config).encode()
     for name, content in contents.items():
         with replace_whole(out_dir / name) as file:
             file.write(content)
     return out_dir
 
 
-def model_card(run_dir: Path, config: GPTConfig) -> str:
+def _model_card(run_dir: Path, config: GPTConfig) -> str:
     """README.md of the folder: what the model is, what made it, what it tells and what it cannot, from the run's files."""
     run, record, log = run_row(run_dir), load_config(run_dir), read_log(run_dir / "loss.jsonl")
     data, recipe, session = record["data"], record["train"], record["sessions"][-1]
-    source = SOURCES.get(record["source"], {})
+    source = _SOURCES.get(record["source"], {})
     header = {
         "license": source.get("license", "other"),
         "library_name": "transformers",

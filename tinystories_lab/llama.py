@@ -13,7 +13,7 @@ from torch import Tensor
 from tinystories_lab.attention import ROPE_BASE
 from tinystories_lab.model import INIT_STD, NORM_EPS, GPTConfig, GPTMini
 
-SHAPE_NAMES = {  # ours and theirs
+_SHAPE_NAMES = {  # ours and theirs
     "vocab_size": "vocab_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
@@ -23,7 +23,7 @@ SHAPE_NAMES = {  # ours and theirs
 }
 # Ours and theirs, in each layer. Their query, key and value projections stand in ours one below the other; the rotary
 # pairs are (i, i + D/2) in both, so no row changes its place.
-LAYER_NAMES = {
+_LAYER_NAMES = {
     "attention_norm": ["input_layernorm"],
     "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     "attention.out": ["self_attn.o_proj"],
@@ -32,20 +32,20 @@ LAYER_NAMES = {
     "feed_forward.up": ["mlp.up_proj"],
     "feed_forward.down": ["mlp.down_proj"],
 }
-LLAMA_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False}
-LLAMA_DEFAULTS |= {"rope_theta": 10_000.0, "rope_type": "default"}  # what counts where a config.json is silent
+_LLAMA_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False}
+_LLAMA_DEFAULTS |= {"rope_theta": 10_000.0, "rope_type": "default"}  # what counts where a config.json is silent
 
 
-def weight_names(n_layer: int) -> dict[str, list[str]]:
+def _weight_names(n_layer: int) -> dict[str, list[str]]:
     """Each weight of a GPTMini, and those of a Llama that it holds. Theirs has no output head: it is the embedding."""
     names = {"tok_emb.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
     for layer in range(n_layer):
-        for ours, theirs in LAYER_NAMES.items():
+        for ours, theirs in _LAYER_NAMES.items():
             names[f"blocks.{layer}.{ours}.weight"] = [f"model.layers.{layer}.{name}.weight" for name in theirs]
     return names
 
 
-def only_choices(config: GPTConfig) -> dict[str, Any]:
+def _only_choices(config: GPTConfig) -> dict[str, Any]:
     """What Llamas differ in besides their shape, as GPTMini of that shape has it: there it is no choice."""
     return {
         "hidden_act": "silu",
@@ -64,14 +64,14 @@ def to_llama(config: GPTConfig, weights: dict[str, Tensor]) -> tuple[dict[str, A
     settings = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{theirs: shape[ours] for ours, theirs in SHAPE_NAMES.items()},
-        **only_choices(config),
+        **{theirs: shape[ours] for ours, theirs in _SHAPE_NAMES.items()},
+        **_only_choices(config),
         "tie_word_embeddings": True,
         "initializer_range": INIT_STD,
         "torch_dtype": "float32",
     }
     tensors = {}
-    for ours, theirs in weight_names(config.n_layer).items():
+    for ours, theirs in _weight_names(config.n_layer).items():
         tensors |= zip(theirs, weights[ours].chunk(len(theirs)), strict=True)
     return settings, {name: tensor.contiguous() for name, tensor in tensors.items()}
 
@@ -91,15 +91,15 @@ def read_llama(folder: str | Path) -> dict[str, Any]:
             )
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = GPTConfig(**{ours: settings[theirs] for ours, theirs in SHAPE_NAMES.items()})
+        config = GPTConfig(**{ours: settings[theirs] for ours, theirs in _SHAPE_NAMES.items()})
         tensors = load_file(folder / "model.safetensors")
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no Llama that can be read ({error!r}): fetch or export it again") from error
     usual = replace(config, hidden=None)
     if usual.d_hidden == config.d_hidden:
         config = usual
-    refuse_others(settings, config, tensors, folder)
-    names = weight_names(config.n_layer)
+    _refuse_others(settings, config, tensors, folder)
+    names = _weight_names(config.n_layer)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPTMini(config).state_dict().items()}
     try:
@@ -111,11 +111,11 @@ def read_llama(folder: str | Path) -> dict[str, Any]:
     return {"model_config": asdict(config), "model": weights}
 
 
-def refuse_others(settings: dict[str, Any], config: GPTConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+def _refuse_others(settings: dict[str, Any], config: GPTConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Raise ValueError where a Llama is more than GPTMini can hold, naming each such thing with what is there and needed."""
-    needed = only_choices(config)
+    needed = _only_choices(config)
     # Where it is None, or its name is missing, both follow from the rest, and as here.
-    found = needed | LLAMA_DEFAULTS | {name: value for name, value in settings.items() if value is not None}
+    found = needed | _LLAMA_DEFAULTS | {name: value for name, value in settings.items() if value is not None}
     for newer_or_older in ("rope_parameters", "rope_scaling"):
         rope = settings.get(newer_or_older) or {}
         found |= {"rope_type" if name == "type" else name: value for name, value in rope.items()}

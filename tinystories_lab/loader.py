@@ -9,8 +9,8 @@ import torch
 
 from tinystories_lab.tokenfile import check_sidecar, open_tokens
 
-SAMPLINGS = ("random", "shuffle")
-STEPS_DRAWN = 64  # at once
+_SAMPLINGS = ("random", "shuffle")
+_STEPS_DRAWN = 64  # at once
 
 
 class BinLoader:
@@ -35,8 +35,8 @@ class BinLoader:
         tokenizer_sha256: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if sampling not in SAMPLINGS:
-            raise ValueError(f"sampling is {sampling!r}; it must be one of {SAMPLINGS}")
+        if sampling not in _SAMPLINGS:
+            raise ValueError(f"sampling is {sampling!r}; it must be one of {_SAMPLINGS}")
         if batch_size < 1 or seq_len < 1:
             raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}; both must be at least 1")
         self.path, self.batch_size, self.seq_len = Path(path), batch_size, seq_len
@@ -55,7 +55,7 @@ class BinLoader:
             )
         self.windows = (len(self.tokens) - 1) // seq_len  # side by side, each with one token more to predict
         self.device, self._on_device = torch.device(device), None
-        if fits_on(self.device, self.tokens.nbytes):  # as int16: PyTorch does little with uint16
+        if _fits_on(self.device, self.tokens.nbytes):  # as int16: PyTorch does little with uint16
             self._on_device = torch.from_numpy(np.array(self.tokens).view(np.int16)).to(self.device)
         self._last: dict[str, tuple] = {}  # what the last batch was made with: caches, not state
 
@@ -66,7 +66,7 @@ class BinLoader:
         """
         rows, seq_len = self.batch_size * self.seq_len // (seq_len or self.seq_len), seq_len or self.seq_len
         if self.sampling == "random":
-            block, row = divmod(step, STEPS_DRAWN)
+            block, row = divmod(step, _STEPS_DRAWN)
             starts = self._cached("starts", self._draw, block, rows, seq_len)[row]
         else:
             places, windows = np.arange(step * rows, (step + 1) * rows), (len(self.tokens) - 1) // seq_len
@@ -78,9 +78,9 @@ class BinLoader:
             starts = np.concatenate(parts) * seq_len
         windows = self._cached("windows", self._view, seq_len)
         if self._on_device is not None:
-            ids = windows[to_device(torch.from_numpy(starts), self.device)].long() & 0xFFFF
+            ids = windows[_to_device(torch.from_numpy(starts), self.device)].long() & 0xFFFF
         else:
-            ids = to_device(torch.from_numpy(windows[starts].astype(np.int64)), self.device)
+            ids = _to_device(torch.from_numpy(windows[starts].astype(np.int64)), self.device)
         return ids[:, :-1], ids[:, 1:]
 
     def _cached(self, what: str, make: Callable[..., Any], *key: int) -> Any:
@@ -91,7 +91,7 @@ class BinLoader:
     def _draw(self, block: int, rows: int, seq_len: int) -> np.ndarray:
         """Where windows start in the steps of a block: seeding a generator takes longer than drawing from it."""
         rng = np.random.default_rng((self.seed, block))
-        return rng.integers(0, len(self.tokens) - seq_len, (STEPS_DRAWN, rows))
+        return rng.integers(0, len(self.tokens) - seq_len, (_STEPS_DRAWN, rows))
 
     def _shuffle(self, epoch: int, windows: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(windows)
@@ -103,11 +103,11 @@ class BinLoader:
         return np.lib.stride_tricks.sliding_window_view(np.asarray(self.tokens), seq_len + 1)
 
 
-def fits_on(device: torch.device, size: int) -> bool:
+def _fits_on(device: torch.device, size: int) -> bool:
     """Whether `device` is a GPU with room to spare for `size` bytes."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 8
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on `device`; from pinned memory, a GPU fetches it while the CPU goes on."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -14,9 +14,9 @@ from tinystories_lab.loader import open_tokens
 from tinystories_lab.tokenizer import check_vocab_size
 
 # A byte-level BPE writes each byte as one printable character: its own where it has one, else one from 256 up (GPT-2).
-PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
-BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(OTHERS)}
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def first_merges(tokenizer: Tokenizer, count: int) -> Tokenizer:
+def _first_merges(tokenizer: Tokenizer, count: int) -> Tokenizer:
     """The tokenizer as it was after `count` merges; after none it knows bytes only. Raises ValueError out of range."""
     learned = merges(tokenizer)
     if not 0 <= count <= len(learned):
@@ -58,14 +58,14 @@ def of_size(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     before = tokenizer.get_vocab_size() - len({"".join(pair) for pair in learned})
     for count, pair in enumerate(learned):
         if before + len(made) == vocab_size:
-            return first_merges(tokenizer, count)
+            return _first_merges(tokenizer, count)
         made.add("".join(pair))
     return tokenizer
 
 
 def shown(token: str) -> str:
     """The text that a token of the vocabulary stands for; bytes that are only a part of a character as `\\xc3`."""
-    return bytes(BYTE_OF[char] for char in token).decode(errors="backslashreplace")
+    return bytes(_BYTE_OF[char] for char in token).decode(errors="backslashreplace")
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -86,14 +86,14 @@ def merge_history(tokenizer: Tokenizer, sentence: str) -> list[Step]:
     for number, pair in enumerate(learned, start=1):
         made = "".join(pair)
         if any(made in word for word in words):  # else it cannot have done anything
-            before, cut = cut, [cut_word(word, rank, number) for word in words]
+            before, cut = cut, [_cut_word(word, rank, number) for word in words]
             if cut != before:
                 now = [shown(token) for word in cut for token in word]
                 steps.append(Step(number, tuple(map(shown, pair)), shown(made), now))
     return steps
 
 
-def cut_word(word: str, rank: dict[tuple[str, str], int], count: int) -> list[str]:
+def _cut_word(word: str, rank: dict[tuple[str, str], int], count: int) -> list[str]:
     """A word's tokens after the first `count` merges: of all neighbours, the pair that was learned first is joined first."""
     tokens = list(word)
     while (first := min((rank.get(pair, count) for pair in pairwise(tokens)), default=count)) < count:

@@ -74,7 +74,7 @@ def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[st
     }
 
 
-def unknown_words(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> list[str]:
+def _unknown_words(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> list[str]:
     """The different words that are not known, in the order in which the stories have them."""
     words = chain.from_iterable(words_of(row["story"]) for row in rows)
     return [word for word in dict.fromkeys(words) if word not in known]
@@ -95,5 +95,5 @@ def metrics_beside_real(
         {"figure": name.replace("_", " ")} | {kind: figures[name] for kind, figures in columns.items()}
         for name in names
     ]
-    unknown = {kind: [word[:16] for word in unknown_words(told[kind], known)[:3]] for kind in columns}
+    unknown = {kind: [word[:16] for word in _unknown_words(told[kind], known)[:3]] for kind in columns}
     return [*rows, {"figure": "not known"} | {kind: ", ".join(words) or "none" for kind, words in unknown.items()}]

@@ -29,7 +29,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 @torch.inference_mode()
-def logits_after(model: GPTMini, ids: Sequence[int]) -> Tensor:
+def _logits_after(model: GPTMini, ids: Sequence[int]) -> Tensor:
     """The model's logits (V) for what follows `ids`, of which it sees the `window`. Raises ValueError as `stream`."""
     check_ids(ids, model.config.vocab_size)
     seen = torch.tensor([window(list(ids), model.config.max_len)], device=model.tok_emb.weight.device)
@@ -51,16 +51,16 @@ def likely_next(
     The model's own odds (temperature 1, no filter) say which they are and in which order, so that they stay where they
     are while the settings change. The token `told` has an arrow, and is added where it is not among them.
     """
-    logits = logits_after(model, ids)
+    logits = _logits_after(model, ids)
     own = next_token_probabilities(logits, 1.0, None)
     odds = next_token_probabilities(logits, temperature, top_k, top_p)
     likeliest = own.argsort(descending=True, stable=True)[:count].tolist()
     if told is not None and told not in likeliest:
         likeliest.append(told)
-    return [(label(tokenizer, token, told), odds[token].item(), own[token].item()) for token in likeliest]
+    return [(_label(tokenizer, token, told), odds[token].item(), own[token].item()) for token in likeliest]
 
 
-def label(tokenizer: Tokenizer, token: int, told: int | None) -> str:
+def _label(tokenizer: Tokenizer, token: int, told: int | None) -> str:
     """A token's text in quotes, with an arrow before the one `told`."""
     quoted = f"'{token_text(tokenizer, token)}'".replace("\n", r"\n")
     return f"→ {quoted}" if token == told else quoted

@@ -14,10 +14,10 @@ from tinystories_lab.runlog import Row
 from tinystories_lab.tokenizer import BinInfo
 from tinystories_lab.trainer import train
 
-SEQ_LEN = 128
-RECIPE = {"batch_size": 2, "seq_len": SEQ_LEN, "total_steps": 120, "warmup_steps": 10, "peak_lr": 1e-2}
-RECIPE |= {"optimizer": "muon", "matrix_lr": 1e-2}
-RECIPE |= {"log_every": 1, "eval_every": 20, "eval_batches": 8, "save_every": 1_000, "keep_every": 1_000}
+_SEQ_LEN = 128
+_RECIPE = {"batch_size": 2, "seq_len": _SEQ_LEN, "total_steps": 120, "warmup_steps": 10, "peak_lr": 1e-2}
+_RECIPE |= {"optimizer": "muon", "matrix_lr": 1e-2}
+_RECIPE |= {"log_every": 1, "eval_every": 20, "eval_batches": 8, "save_every": 1_000, "keep_every": 1_000}
 # What is done to the run, in words, and which choices that changes.
 PATTERNS = {
     "healthy": ("nothing", {}),
@@ -43,18 +43,18 @@ def provoke(pattern: str, data_dir: str | Path) -> list[Row]:
     if pattern == "spiking":
         random = np.random.default_rng(0)
         for start in range(len(ids) // 10, len(ids), len(ids) // 10):  # too long for a window to escape
-            part = ids[start : start + 3 * SEQ_LEN]
+            part = ids[start : start + 3 * _SEQ_LEN]
             part[:] = random.integers(2, info.vocab_size, len(part))
     if pattern == "overfitting":
-        ids = ids[: 16 * SEQ_LEN]
+        ids = ids[: 16 * _SEQ_LEN]
     with tempfile.TemporaryDirectory() as folder:
         data, run = Path(folder, "data"), Path(folder, "run")
         data.mkdir()
         ids.tofile(data / "train.bin")
         for name in ("val.bin", "tokenizer.json"):
             shutil.copy(data_dir / name, data)
-        model = GPTConfig(info.vocab_size, n_layer=2, n_head=2, d_model=64, max_len=SEQ_LEN)
-        rows, config = [], TrainConfig(**RECIPE | changes)
+        model = GPTConfig(info.vocab_size, n_layer=2, n_head=2, d_model=64, max_len=_SEQ_LEN)
+        rows, config = [], TrainConfig(**_RECIPE | changes)
         with suppress(FloatingPointError):  # what diverging may come to, after rows enough to see it
             rows.extend(train(run, data, model, config, dtype=torch.float32))  # on every machine
         return rows

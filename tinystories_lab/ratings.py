@@ -18,9 +18,9 @@ from tinystories_lab.words import prompt_of, without_last_word
 
 RATED = ("grammar", "coherence", "fun")  # each 0 to 5
 BEST = 5
-TOLD, REAL = 5, 3  # of the model and of people, in a deck
+_TOLD, _REAL = 5, 3  # of the model and of people, in a deck
 ROOM = 250  # new tokens: most stories have ended by then, theirs and the model's
-CHOSEN_FROM = 1_000  # held-out stories; reading all would take minutes
+_CHOSEN_FROM = 1_000  # held-out stories; reading all would take minutes
 
 
 def blind_deck(
@@ -32,24 +32,26 @@ def blind_deck(
     tokens. What is cut ends in " ...", so that nothing but the telling gives a story away. The same seed, the same deck.
     Raises ValueError when val_bin has too few stories.
     """
-    stories = list(islice(read_bin(val_bin, tokenizer), CHOSEN_FROM))
-    if len(stories) < TOLD + REAL:
-        raise ValueError(f"{val_bin} holds {len(stories)} stories; {TOLD + REAL} are needed: keep more for validation")
+    stories = list(islice(read_bin(val_bin, tokenizer), _CHOSEN_FROM))
+    if len(stories) < _TOLD + _REAL:
+        raise ValueError(
+            f"{val_bin} holds {len(stories)} stories; {_TOLD + _REAL} are needed: keep more for validation"
+        )
     order = random.Random(seed)
-    chosen = order.sample(stories, TOLD + REAL)
+    chosen = order.sample(stories, _TOLD + _REAL)
     told = tell_many(
-        model, tokenizer, [prompt_of(story, tokenizer) for story in chosen[:TOLD]], new_tokens, seeds=range(TOLD)
+        model, tokenizer, [prompt_of(story, tokenizer) for story in chosen[:_TOLD]], new_tokens, seeds=range(_TOLD)
     )
-    deck = [{"story": cut(row["story"], row["ended"]), "by": "model"} for row in told]
-    for story in chosen[TOLD:]:
+    deck = [{"story": _cut(row["story"], row["ended"]), "by": "model"} for row in told]
+    for story in chosen[_TOLD:]:
         most = len(tokenizer.encode(prompt_of(story, tokenizer)).ids) + new_tokens
         ids = tokenizer.encode(story).ids
-        deck.append({"story": cut(tokenizer.decode(ids[:most]), len(ids) < most), "by": "real"})
+        deck.append({"story": _cut(tokenizer.decode(ids[:most]), len(ids) < most), "by": "real"})
     order.shuffle(deck)
     return deck
 
 
-def cut(story: str, ended: bool) -> str:
+def _cut(story: str, ended: bool) -> str:
     """A story as it is shown: whole, or without its last word, which may be half a word, and with " ..."."""
     return story.strip() if ended else without_last_word(story) + " ..."
 

@@ -17,7 +17,7 @@ from tinystories_lab.tokenizer import BinInfo, load_tokenizer
 from tinystories_lab.workspace import Workspace, load_config
 
 # Shown where they are in the run's folder; `retrospective` and notebook 5 draw them.
-FIGURES = {
+_FIGURES = {
     "loss_curve.png": "Loss by step",
     "loss_by_tokens.png": "Loss by tokens read, beside the chapter's",
     "two_runs.png": "Bits a byte by tokens read, of two runs",
@@ -89,12 +89,12 @@ def in_short(back: LookBack) -> str:
     return "\n".join([f"\nRun {run['run']}", *(f"  {name:11} {line}" for name, line in lines.items())])
 
 
-def in_full(back: LookBack) -> str:
+def _in_full(back: LookBack) -> str:
     """The report in Markdown."""
     run, config = back.runs[0], back.config
     tracked = any((back.run_dir / folder).is_dir() for folder in ("tensorboard", "wandb"))
     ticks = back.checklist | {"optional: the log in TensorBoard or W&B": tracked}
-    figures = (f"![{says}]({name})" for name, says in FIGURES.items() if (back.run_dir / name).exists())
+    figures = (f"![{says}]({name})" for name, says in _FIGURES.items() if (back.run_dir / name).exists())
     parts = [
         f"# {run['run']}: the look back",
         f"Preset {config['preset']}, data {config['data']['name']} ({config['source']}): {back.tokens_to_read:,} tokens, of "
@@ -114,11 +114,11 @@ def in_full(back: LookBack) -> str:
         "## The stories, rated from 0 to 5",
         table(back.ratings) if back.ratings else "Nobody has rated them yet: 05_retrospective asks for it.",
         "## Before and after",
-        *(f"{row['when'].capitalize()}:\n\n{fenced(row['story'])}" for row in first_samples(back.samples)),
+        *(f"{row['when'].capitalize()}:\n\n{fenced(row['story'])}" for row in _first_samples(back.samples)),
         "## The checklist",
         "\n".join(f"- [{'x' if done else ' '}] {item}" for item, done in ticks.items()),
         "## Sessions",
-        table([session_row(session) for session in config["sessions"]]),
+        table([_session_row(session) for session in config["sessions"]]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -127,7 +127,7 @@ def write_report(back: LookBack) -> Path:
     """Write report.md into the run's folder; returns its path."""
     path = back.run_dir / "report.md"
     with replace_whole(path, "w") as file:
-        file.write(in_full(back))
+        file.write(_in_full(back))
     return path
 
 
@@ -137,12 +137,12 @@ def copied_rows(copies: Mapping[str, Sequence[Copied]]) -> list[dict[str, Any]]:
     return [{"stories": kind, "words copied, mean": fmean(of), "most": max(of)} for kind, of in words.items()]
 
 
-def first_samples(samples: Sequence[Row]) -> list[Row]:
+def _first_samples(samples: Sequence[Row]) -> list[Row]:
     """The first sample of each time they were taken at: the same prompt and seed."""
     return list({row["when"]: row for row in reversed(samples)}.values())[::-1]
 
 
-def session_row(session: Mapping[str, Any]) -> dict[str, str]:
+def _session_row(session: Mapping[str, Any]) -> dict[str, str]:
     """When a session of `config.yaml` began, where, in which precision, and by which versions."""
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     return {key: session[key] for key in ("started", "device_name", "dtype")} | {"versions": versions}

@@ -26,7 +26,7 @@ def read_rows(source: str | Path, max_stories: int | None, seed: int) -> Iterato
     files, total = find_files(source), max_stories
     if files:
         alone = files == [Path(source)]  # in a folder each .txt is a story, blank lines and all
-        texts = chain.from_iterable(read_file(path, alone) for path in files)
+        texts = chain.from_iterable(_read_file(path, alone) for path in files)
     elif source == "toyland":
         total = max_stories or TOYLAND_STORIES
         texts = tell_stories(total, seed)
@@ -37,7 +37,7 @@ def read_rows(source: str | Path, max_stories: int | None, seed: int) -> Iterato
         yield "", text
 
 
-def kind_of(path: Path) -> str:
+def _kind_of(path: Path) -> str:
     """What a file holds, by its name: .jsonl of stories.jsonl.gz."""
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
@@ -52,16 +52,16 @@ def find_files(source: str | Path) -> list[Path]:
     if source in NAMED:
         return []
     if str(source) and path.is_dir():
-        inside = [file for file in sorted(path.rglob("*")) if kind_of(file) in READERS and file.is_file()]
+        inside = [file for file in sorted(path.rglob("*")) if _kind_of(file) in _READERS and file.is_file()]
         files = [file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)]
         if not files:
             raise FileNotFoundError(
-                f"there is no file of stories in {path}: check the path; {', '.join(READERS)} are read"
+                f"there is no file of stories in {path}: check the path; {', '.join(_READERS)} are read"
             )
-        if len(kinds := sorted({kind_of(file) for file in files})) > 1:
+        if len(kinds := sorted({_kind_of(file) for file in files})) > 1:
             raise ValueError(f"{path} holds files of several kinds ({', '.join(kinds)}): keep one kind in a folder")
         return files
-    if kind_of(path) in READERS:
+    if _kind_of(path) in _READERS:
         if not path.is_file():
             raise FileNotFoundError(f'there is no file {path}: check the path, or take "toyland" as the source')
         return [path]
@@ -75,18 +75,18 @@ def find_files(source: str | Path) -> list[Path]:
 
 def short_name(source: str | Path) -> str:
     """What folders for a source are named after: the file's or folder's name, or owner-name, wherever it is or is not."""
-    if ON_HUB.fullmatch(str(source)) and kind_of(Path(source)) not in READERS:
+    if ON_HUB.fullmatch(str(source)) and _kind_of(Path(source)) not in _READERS:
         return re.sub(r"[^\w.-]+", "-", str(source))
     return Path(source).name.split(".")[0] or "stories"
 
 
-def read_file(path: Path, alone: bool = True) -> Iterator[str | None]:
+def _read_file(path: Path, alone: bool = True) -> Iterator[str | None]:
     """Yield the texts of a local file, one at a time; `alone` is as `read_txt` takes it.
 
     Raises ValueError naming the place that cannot be read.
     """
     try:
-        yield from read_txt(path, alone) if kind_of(path) == ".txt" else READERS[kind_of(path)](path)
+        yield from _read_txt(path, alone) if _kind_of(path) == ".txt" else _READERS[_kind_of(path)](path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8 and try again") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # OSError: also a Parquet page that is damaged
@@ -95,18 +95,18 @@ def read_file(path: Path, alone: bool = True) -> Iterator[str | None]:
         ) from error
 
 
-def open_file(path: Path, mode: str) -> IO:
+def _open_file(path: Path, mode: str) -> IO:
     """Open a file, plain or .gz, for reading bytes ("rb") or UTF-8 text ("rt")."""
     encoding = None if "b" in mode else "utf-8-sig"  # -sig: a byte order mark is no part of the first story
     return (gzip.open if path.suffix == ".gz" else open)(path, mode, encoding=encoding)
 
 
-def read_txt(path: Path, alone: bool = True) -> Iterator[str]:
+def _read_txt(path: Path, alone: bool = True) -> Iterator[str]:
     """Stories parted by `<|endoftext|>` where the file has it, else by blank lines if it stands `alone`, else one story."""
-    with open_file(path, "rt") as file:
+    with _open_file(path, "rt") as file:
         marked = not alone or any(END_OF_TEXT in line for line in file)
     lines: list[str] = []
-    with open_file(path, "rt") as file:
+    with _open_file(path, "rt") as file:
         for line in file:
             *ends, rest = line.split(END_OF_TEXT)
             for end in ends:
@@ -121,9 +121,9 @@ def read_txt(path: Path, alone: bool = True) -> Iterator[str]:
         yield "".join(lines)
 
 
-def read_jsonl(path: Path) -> Iterator[str | None]:
+def _read_jsonl(path: Path) -> Iterator[str | None]:
     """The "text" of one JSON object a line; null is an empty row."""
-    with open_file(path, "rt") as file:
+    with _open_file(path, "rt") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -133,19 +133,19 @@ def read_jsonl(path: Path) -> Iterator[str | None]:
                 raise ValueError(
                     f'{path}, line {number}: not a JSON object with a "text" ({error!r}): mend or remove that line'
                 ) from error
-            yield check_text(text, f"{path}, line {number}")
+            yield _check_text(text, f"{path}, line {number}")
 
 
-def read_parquet(path: Path) -> Iterator[str | None]:
+def _read_parquet(path: Path) -> Iterator[str | None]:
     """The "text" column, row group by row group."""
-    with open_file(path, "rb") as raw, pq.ParquetFile(raw) as file:
+    with _open_file(path, "rb") as raw, pq.ParquetFile(raw) as file:
         if "text" not in file.schema_arrow.names:
             raise ValueError(f'{path} has the columns {file.schema_arrow.names}; a column "text" is needed')
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text"]):
-            yield from (check_text(text, path) for text in batch.column(0).to_pylist())
+            yield from (_check_text(text, path) for text in batch.column(0).to_pylist())
 
 
-def check_text(text: object, place: object) -> str | None:
+def _check_text(text: object, place: object) -> str | None:
     """Give back a string that UTF-8 can hold, or None. Raises ValueError naming the place for anything else."""
     if text is not None and not isinstance(text, str):
         raise ValueError(f'{place}: "text" is {text!r}; it must be a string or null')
@@ -156,4 +156,4 @@ def check_text(text: object, place: object) -> str | None:
     return text
 
 
-READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
+_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

@@ -88,7 +88,7 @@ def load_stories(
             writers[split] = stack.enter_context(pa.ipc.new_stream(file, pa.schema({"text": pa.string()})))
         batches: dict[str, list[str]] = {split: [] for split in SPLITS}
         rows = read_rows(source, max_stories, seed)
-        for split, story in split_rows(clean_rows(rows, report), validation_share, seed):
+        for split, story in _split_rows(_clean_rows(rows, report), validation_share, seed):
             setattr(report, split, getattr(report, split) + 1)
             batches[split].append(story)
             if len(batches[split]) == ROWS_PER_BATCH:
@@ -116,7 +116,7 @@ def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
     return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS}), report
 
 
-def clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> Iterator[tuple[str, str]]:
+def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> Iterator[tuple[str, str]]:
     """Yield (split, story) without empty rows, exact duplicates, and validation stories that stand in train."""
     seen: dict[str, set[int]] = {}
     for split, text in rows:
@@ -138,7 +138,7 @@ def clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> I
                 yield split, story
 
 
-def split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: int) -> Iterator[tuple[str, str]]:
+def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: int) -> Iterator[tuple[str, str]]:
     """Send one story of every 1 / `validation_share`, drawn by `seed`, to validation, where the source has no split."""
     if not 0 < validation_share <= 0.5:
         raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")

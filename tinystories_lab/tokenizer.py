@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PAD = "<|pad|>"
-END_MARKS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours, and those of tokenizers that others made
+_END_MARKS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours, and those of tokenizers that others made
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
-LARGEST_VOCABULARY = 2**16  # ids are kept as uint16: two bytes a token
+_LARGEST_VOCABULARY = 2**16  # ids are kept as uint16: two bytes a token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -69,9 +69,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def end_id(tokenizer: Tokenizer) -> int:
     """The id of what stands between two stories. Raises ValueError for a tokenizer that has no mark for it."""
-    ids = [tokenizer.token_to_id(mark) for mark in END_MARKS]
+    ids = [tokenizer.token_to_id(mark) for mark in _END_MARKS]
     if all(number is None for number in ids):
-        raise ValueError(f"the tokenizer has none of {', '.join(END_MARKS)} to end a story with: take another one")
+        raise ValueError(f"the tokenizer has none of {', '.join(_END_MARKS)} to end a story with: take another one")
     return next(number for number in ids if number is not None)
 
 
@@ -163,7 +163,7 @@ def check_vocab_size(vocab_size: int, smallest: int = SMALLEST_VOCABULARY) -> No
     """Raise ValueError for a vocabulary that cannot hold the bytes, or does not fit uint16."""
     if vocab_size < smallest:
         raise ValueError(f"vocab_size is {vocab_size}; {smallest} are needed for all bytes and two special tokens")
-    if vocab_size > LARGEST_VOCABULARY:
+    if vocab_size > _LARGEST_VOCABULARY:
         raise ValueError(
-            f"vocab_size is {vocab_size:,}; token files keep ids as uint16, so at most {LARGEST_VOCABULARY:,} fit"
+            f"vocab_size is {vocab_size:,}; token files keep ids as uint16, so at most {_LARGEST_VOCABULARY:,} fit"
         )

@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 
 import yaml
 
-Row = dict[str, str]  # what fills the blanks: {"toy": "ball", "a toy": "a ball", ...}
-BLANK = re.compile(r"\{([^{}]+)\}")
-BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-AN = re.compile(r"(?!uni|use|one\b|once\b)[aeiou]|hour|honest", re.IGNORECASE)  # by sound: an egg, but a unicorn
+_Row = dict[str, str]  # what fills the blanks: {"toy": "ball", "a toy": "a ball", ...}
+_BLANK = re.compile(r"\{([^{}]+)\}")
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+_AN = re.compile(r"(?!uni|use|one\b|once\b)[aeiou]|hour|honest", re.IGNORECASE)  # by sound: an egg, but a unicorn
 
 
-class Plot(NamedTuple):
+class _Plot(NamedTuple):
     """A plot ready to tell. Every choice has two levels: a way to say it, then one of the wordings of that way."""
 
     title: str
     roles: list[str]
-    draws: list[list[list[Row]]]
+    draws: list[list[list[_Row]]]
     paragraphs: list[list[list[list[str]]]]
 
 
@@ -44,14 +44,14 @@ def tell_stories(count: int, seed: int = 0) -> Iterator[str]:
     return _tell(_toyland(), count, seed)
 
 
-def _tell(plots: list[Plot], count: int, seed: int) -> Iterator[str]:
+def _tell(plots: list[_Plot], count: int, seed: int) -> Iterator[str]:
     # A text as the seed keeps -1 apart from 1; random() is the method whose sequence Python promises never to change.
     dice = random.Random(f"toyland {seed}").random
     for _ in range(count):
         plot = plots[int(dice() * len(plots))]
         names: set[str] = set()
         while len(names) < len(plot.roles):  # two people with one name would confuse everybody: draw again
-            words: Row = {}
+            words: _Row = {}
             for draw in plot.draws:
                 ways = draw[int(dice() * len(draw))]
                 words.update(ways[int(dice() * len(ways))])
@@ -65,27 +65,27 @@ def _tell(plots: list[Plot], count: int, seed: int) -> Iterator[str]:
 
 
 @cache
-def _toyland() -> list[Plot]:
+def _toyland() -> list[_Plot]:
     land = yaml.safe_load(Path(__file__).with_name("toyland.yaml").read_text(encoding="utf-8"))
     return [_read_plot(title, plot, land) for title, plot in land["plots"].items()]
 
 
-def _read_plot(title: str, plot: dict[str, Any], land: dict[str, Any]) -> Plot:
+def _read_plot(title: str, plot: dict[str, Any], land: dict[str, Any]) -> _Plot:
     draws = [_choices(name, source) for name, source in (land["words"] | plot["pick"]).items()]
     for role, group in plot["cast"].items():
         draws.append([_players(role, kind, land["pronouns"]) for kind in land["cast"][group]])
     draws = [[[_forms(row, title) for row in way] for way in draw] for draw in draws]
     every_row = [row for draw in draws for way in draw for row in way]
     # Keep only the blanks this plot can come to, from its own text or through what fills another blank.
-    used, new = set(plot["cast"]), set(BLANK.findall(plot["story"]))
+    used, new = set(plot["cast"]), set(_BLANK.findall(plot["story"]))
     while new:
         used |= new
-        new = {blank for row in every_row for name in new & row.keys() for blank in BLANK.findall(row[name])} - used
+        new = {blank for row in every_row for name in new & row.keys() for blank in _BLANK.findall(row[name])} - used
     if unfilled := used - {name for row in every_row for name in row}:
         raise ValueError(f"The plot '{title}' has blanks that nothing fills: {', '.join(sorted(unfilled))}.")
     draws = [[[{name: row[name] for name in row if name in used} for row in way] for way in draw] for draw in draws]
     draws = [draw for draw in draws if any(row for way in draw for row in way)]
-    return Plot(title, list(plot["cast"]), draws, [_lines(text) for text in plot["story"].strip().split("\n\n")])
+    return _Plot(title, list(plot["cast"]), draws, [_lines(text) for text in plot["story"].strip().split("\n\n")])
 
 
 def _lines(text: str) -> list[list[list[str]]]:
@@ -94,34 +94,34 @@ def _lines(text: str) -> list[list[list[str]]]:
     for line in re.sub(r"\n +", " ", text.strip()).splitlines():
         lines += [] if line.startswith("/") else [[]]
         # Every other part of "a [red|blue] hat" stood in brackets; its wordings are "a red hat" and "a blue hat".
-        parts = BRACKETS.split(line.removeprefix("/"))
+        parts = _BRACKETS.split(line.removeprefix("/"))
         options = [part.split("|") if place % 2 else [part] for place, part in enumerate(parts)]
         lines[-1].append([" ".join("".join(pieces).split()) for pieces in itertools.product(*options)])
     return lines
 
 
-def _choices(name: str, source: Any) -> list[list[Row]]:
+def _choices(name: str, source: Any) -> list[list[_Row]]:
     if isinstance(source, str):
         return [[{name: wording} for wording in way] for way in _lines(source)[0]]
     return [[row] if isinstance(row, dict) else [{name: wording} for wording in _lines(row)[0][0]] for row in source]
 
 
-def _players(role: str, kind: dict[str, Any], pronouns: dict[str, Row]) -> list[Row]:
+def _players(role: str, kind: dict[str, Any], pronouns: dict[str, _Row]) -> list[_Row]:
     words = {f"{role} {word}": text for word, text in kind.items() if word not in pronouns}
-    players: list[Row] = []
+    players: list[_Row] = []
     for gender, own in pronouns.items():
         spoken_of = {f"{role} {word}": text for word, text in own.items()} | (own if role == "hero" else {})
         players += [{role: name} | words | spoken_of for name in kind.get(gender, [])]
     return players
 
 
-def _forms(row: Row, title: str) -> Row:
+def _forms(row: _Row, title: str) -> _Row:
     """The row with the capital and the article forms of its words: {toy}, {Toy}, {a toy}, {A toy}."""
-    forms: Row = {}
+    forms: _Row = {}
     for name, text in row.items():
         if not isinstance(text, str):
             raise ValueError(f"The plot '{title}': put quotes around the text of '{name}', which is now {text!r}.")
-        article = "{a " + text[1:] if text.startswith("{") else f"{'an' if AN.match(text) else 'a'} {text}"
+        article = "{a " + text[1:] if text.startswith("{") else f"{'an' if _AN.match(text) else 'a'} {text}"
         forms |= {name: text, _capital(name): _capital(text), f"a {name}": article, f"A {name}": _capital(article)}
     return forms
 

@@ -18,7 +18,7 @@ from tinystories_lab.review import bits_per_byte
 from tinystories_lab.runlog import Row, read_log, read_rows
 from tinystories_lab.workspace import load_config
 
-WANDB_SETTINGS = {"silent": True, "console": "off", "disable_git": True, "x_disable_stats": True}
+_WANDB_SETTINGS = {"silent": True, "console": "off", "disable_git": True, "x_disable_stats": True}
 
 
 def to_tensorboard(run_dir: str | Path) -> Path:
@@ -28,11 +28,11 @@ def to_tensorboard(run_dir: str | Path) -> Path:
     that was run again is there once. TensorBoard's own relative time is the time of training. Raises ModuleNotFoundError
     where TensorBoard is not installed, FileNotFoundError where the run has no config.yaml or no rows yet.
     """
-    with asking_for("tensorboard"):
+    with _asking_for("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
     run_dir = Path(run_dir)
-    config, rows = read_run(run_dir)
+    config, rows = _read_run(run_dir)
     choices = {key: config[key] for key in ("preset", "source")} | config["model"] | config["train"]
     began = datetime.fromisoformat(config["sessions"][0]["started"]).timestamp()
     folder = run_dir / "tensorboard"
@@ -42,7 +42,7 @@ def to_tensorboard(run_dir: str | Path) -> Path:
             writer.file_writer.add_summary(summary)
         writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
         for row in rows:
-            for name, value in figures_of(row).items():
+            for name, value in _figures_of(row).items():
                 writer.add_scalar(name, value, row["step"], began + row["seconds"])
         for number, sample in enumerate(read_rows(run_dir / "samples.jsonl")):
             writer.add_text(f"stories from {sample['when']} training", sample["story"], number)
@@ -59,26 +59,26 @@ def to_wandb(run_dir: str | Path, project: str = "tinystories-lab", online: bool
     and what a resumed run wrote again stays as it was sent first. Either way it is the same run there, whatever the
     session or machine. Raises ModuleNotFoundError where W&B is not installed, FileNotFoundError as `to_tensorboard`.
     """
-    with asking_for("wandb"):
+    with _asking_for("wandb"):
         from wandb import Settings, Table, init
     run_dir = Path(run_dir)
-    config, rows = read_run(run_dir)
+    config, rows = _read_run(run_dir)
     run_id = hashlib.sha256(f"{run_dir.name} {config['sessions'][0]['started']}".encode()).hexdigest()[:16]
     for before in run_dir.glob(f"wandb/offline-run-*-{run_id}"):
         shutil.rmtree(before)
     how = {"mode": "online", "resume": "allow"} if online else {"mode": "offline"}
     about = {"project": project, "id": run_id, "name": run_dir.name, "config": config, "dir": run_dir}
-    with init(**about, **how, reinit="create_new", settings=Settings(**WANDB_SETTINGS)) as run:
+    with init(**about, **how, reinit="create_new", settings=Settings(**_WANDB_SETTINGS)) as run:
         for row in rows:
             if row["step"] >= run.step:
-                run.log(figures_of(row), step=row["step"])
+                run.log(_figures_of(row), step=row["step"])
         samples = [[sample["when"], sample["story"]] for sample in read_rows(run_dir / "samples.jsonl")]
         run.summary["stories"] = Table(columns=["when", "story"], data=samples)
         return Path(run.dir).parent
 
 
 @contextmanager
-def asking_for(package: str) -> Iterator[None]:
+def _asking_for(package: str) -> Iterator[None]:
     """Where an import fails, say which package to install."""
     try:
         yield
@@ -88,7 +88,7 @@ def asking_for(package: str) -> Iterator[None]:
         ) from error
 
 
-def read_run(run_dir: Path) -> tuple[dict[str, Any], list[Row]]:
+def _read_run(run_dir: Path) -> tuple[dict[str, Any], list[Row]]:
     """The configuration and the log, with `val_bits_per_byte` beside each `val_loss`."""
     config, rows = load_config(run_dir), read_log(run_dir / "loss.jsonl")
     if not rows:
@@ -101,6 +101,6 @@ def read_run(run_dir: Path) -> tuple[dict[str, Any], list[Row]]:
     ]
 
 
-def figures_of(row: Row) -> dict[str, float]:
+def _figures_of(row: Row) -> dict[str, float]:
     """All that a row says of its step, under the log's own names."""
     return {name: value for name, value in row.items() if name != "step" and value is not None}

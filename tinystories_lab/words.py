@@ -24,10 +24,10 @@ MARKS = "\u200c\u200d" + "".join(
 )
 SPACED = rf"[^\W{UNSPACED}]+(?:[{MARKS}]+[^\W{UNSPACED}]*)*"
 WORD = re.compile(rf"{SPACED}(?:['’]{SPACED})*|[{UNSPACED}][{MARKS}]*")
-PIECE = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")  # a word with the punctuation around it
+_PIECE = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")  # a word with the punctuation around it
 
 PROMPTS = ("Once upon a time", "Lily found a big", "The little dog wanted", "On a sunny day,", "There was a kind")
-STORIES_READ = 1_000  # for prompts: reading all would take minutes
+_STORIES_READ = 1_000  # for prompts: reading all would take minutes
 
 
 def words_of(text: str) -> list[str]:
@@ -35,14 +35,14 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def end_of_opening(story: str, words: int) -> int:
+def _end_of_opening(story: str, words: int) -> int:
     """Where the first words of a story end, the punctuation after them included."""
-    return max((piece.end() for piece in islice(PIECE.finditer(story), words)), default=0)
+    return max((piece.end() for piece in islice(_PIECE.finditer(story), words)), default=0)
 
 
 def opening(story: str, words: int = 4) -> str:
     """The first words of a story, with one space for any white space between them."""
-    return " ".join(story[: end_of_opening(story, words)].split())
+    return " ".join(story[: _end_of_opening(story, words)].split())
 
 
 def prompt_of(story: str, tokenizer: Tokenizer, words: int = 4) -> str:
@@ -50,13 +50,13 @@ def prompt_of(story: str, tokenizer: Tokenizer, words: int = 4) -> str:
 
     A model has never seen a token cut short: without spaces, a prompt that ends inside one would be a riddle to it.
     """
-    end = end_of_opening(story, words)
+    end = _end_of_opening(story, words)
     return story[: next((last for _, last in tokenizer.encode(story).offsets if last >= end), end)]
 
 
 def without_last_word(story: str) -> str:
     """The text up to its last word, which may be half a word where the story was cut off."""
-    *_, last = 0, *(piece.start() for piece in PIECE.finditer(story))
+    *_, last = 0, *(piece.start() for piece in _PIECE.finditer(story))
     return story[:last].strip()
 
 
@@ -68,7 +68,7 @@ def prompts_for(val_bin: str | Path, tokenizer: Tokenizer) -> tuple[str, ...]:
     """
     if not Path(val_bin).exists():
         return PROMPTS
-    stories = list(islice(read_bin(val_bin, tokenizer), STORIES_READ))
+    stories = list(islice(read_bin(val_bin, tokenizer), _STORIES_READ))
     if "the" in dict(Counter(words_of(" ".join(stories))).most_common(10)):
         return PROMPTS
     openings = dict.fromkeys(

@@ -12,8 +12,8 @@ from tinystories_lab.sources import NAMED
 from tinystories_lab.stages import fetch, mirror
 from tinystories_lab.workspace import Workspace, load_config, plan_workspace
 
-WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
-COLAB_ROOT, DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
+_WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
+_COLAB_ROOT, _DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
 
 
 def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto", use_drive: bool = False) -> Workspace:
@@ -25,8 +25,8 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
     """
     here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
     on_colab = "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
-    root = Path(os.environ.get(WORKSPACE_VARIABLE) or (COLAB_ROOT if on_colab else here))
-    mirror_root = DRIVE / "MyDrive" / "tinystories_lab" if on_colab and use_drive and _mount_drive() else None
+    root = Path(os.environ.get(_WORKSPACE_VARIABLE) or (_COLAB_ROOT if on_colab else here))
+    mirror_root = _DRIVE / "MyDrive" / "tinystories_lab" if on_colab and use_drive and _mount_drive() else None
     note = root / "data" / "source.txt"
     named = _noted_source(note, mirror_root) if source == "auto" else source
     lab = plan_workspace(root, preset, named, run, mirror_root=mirror_root)
@@ -61,10 +61,10 @@ def _mount_drive() -> bool:
     """Mount Google Drive; returns whether it is there, and warns of what a run without it costs."""
     from google.colab import drive
 
-    mounted = DRIVE / "MyDrive"
+    mounted = _DRIVE / "MyDrive"
     try:
         drive.mount(
-            str(DRIVE), force_remount=not os.path.isdir(mounted)
+            str(_DRIVE), force_remount=not os.path.isdir(mounted)
         )  # a mount that died is in the way of a new one
     except Exception as error:  # refused or timed out: Colab raises ValueError and its own kinds
         warnings.warn(

@@ -13,21 +13,21 @@ from tinystories_lab.recipe import TrainConfig, lr_at
 from tinystories_lab.review import BOOK_RESULTS
 from tinystories_lab.runlog import Row
 
-LOSS = "loss (nats a token)"
-CHAPTER_STEPS, CHAPTER_LOSSES = zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True)
+_LOSS = "loss (nats a token)"
+_CHAPTER_STEPS, _CHAPTER_LOSSES = zip(*BOOK_RESULTS["loss_by_step"].items(), strict=True)
 
 
 def loss_curve(rows: Sequence[Row], vocab_size: int, book: bool = False) -> Figure:
     """The losses by step; with `book`, by tokens read, on a logarithmic axis, beside the chapter's run."""
     if not book:
-        axes = new_axes("Loss by step", "step", LOSS)
+        axes = new_axes("Loss by step", "step", _LOSS)
         _draw_loss(axes, rows, vocab_size)
         name_lines(axes)
         return axes.figure
-    axes = new_axes("Loss by tokens read", "tokens read", LOSS)
+    axes = new_axes("Loss by tokens read", "tokens read", _LOSS)
     _draw_loss(axes, rows, vocab_size, "tokens")
-    tokens = [max(1, step) * BOOK_RESULTS["tokens_per_step"] for step in CHAPTER_STEPS]
-    axes.plot(tokens, CHAPTER_LOSSES, "s--", markersize=4, color=GREEN, label="the chapter's run")
+    tokens = [max(1, step) * BOOK_RESULTS["tokens_per_step"] for step in _CHAPTER_STEPS]
+    axes.plot(tokens, _CHAPTER_LOSSES, "s--", markersize=4, color=GREEN, label="the chapter's run")
     axes.set_xscale("log")
     axes.figure.set_figheight(1.2 * HEIGHT)
     axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=11)  # inside there is no room
@@ -38,12 +38,12 @@ def run_curves(rows: Sequence[Row], vocab_size: int, config: TrainConfig) -> Fig
     """A run while it goes on: its losses beside the chapter's at the same share of its steps, and the learning rate below."""
     figure = new_figure(1.3 * HEIGHT)
     losses, rates = figure.subplots(2, height_ratios=[3, 1], sharex=True)
-    style(losses, "Loss and learning rate by step", "", LOSS)
+    style(losses, "Loss and learning rate by step", "", _LOSS)
     _draw_loss(losses, rows, vocab_size)
-    steps = [step / max(CHAPTER_STEPS) * config.total_steps for step in CHAPTER_STEPS]
+    steps = [step / max(_CHAPTER_STEPS) * config.total_steps for step in _CHAPTER_STEPS]
     label = "the chapter's, at this share of its run"
-    losses.plot(steps, CHAPTER_LOSSES, "s--", markersize=3, linewidth=1, color=GREEN, label=label)
-    losses.set_ylim(0, 1.15 * max(math.log(vocab_size), *CHAPTER_LOSSES))
+    losses.plot(steps, _CHAPTER_LOSSES, "s--", markersize=3, linewidth=1, color=GREEN, label=label)
+    losses.set_ylim(0, 1.15 * max(math.log(vocab_size), *_CHAPTER_LOSSES))
     name_lines(losses)
     style(rates, "", "step", "rate")
     _draw_rates(rates, config, until=rows[-1]["step"])

@@ -12,16 +12,16 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.plots import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH, legible
 from tinystories_lab.sources import END_OF_TEXT
 
-WRITTEN = {  # the five notebooks, each with what it leaves for those after it
+_WRITTEN = {  # the five notebooks, each with what it leaves for those after it
     "1 prepare": "stories/",
     "2 tokenizer": "tokenizer.json, train.bin, val.bin",
     "3 train": "last.pt, final.pt, loss.jsonl",
     "4 generate": "samples.jsonl",
     "5 retrospective": "report.md, ratings.jsonl",
 }
-BLUE_TINT, GREEN_TINT = "#DDEBF5", "#CCECE3"
-PLUS = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": GREY}
-LETTER = 0.105  # inches: how wide one of 12 points is, room included
+_BLUE_TINT, _GREEN_TINT = "#DDEBF5", "#CCECE3"
+_PLUS = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": GREY}
+_LETTER = 0.105  # inches: how wide one of 12 points is, room included
 
 
 def pipeline(stage: int) -> Figure:
@@ -29,15 +29,15 @@ def pipeline(stage: int) -> Figure:
 
     Raises ValueError for another stage.
     """
-    if not 1 <= stage <= len(WRITTEN):
-        raise ValueError(f"stage is {stage}; the notebooks are 1 to {len(WRITTEN)}")
-    axes, pitch = _blank(0.62 * len(WRITTEN)), 0.62
-    for number, (notebook, files) in enumerate(WRITTEN.items(), start=1):
+    if not 1 <= stage <= len(_WRITTEN):
+        raise ValueError(f"stage is {stage}; the notebooks are 1 to {len(_WRITTEN)}")
+    axes, pitch = _blank(0.62 * len(_WRITTEN)), 0.62
+    for number, (notebook, files) in enumerate(_WRITTEN.items(), start=1):
         here, y = number == stage, pitch * (number - 1) + 0.1
-        _box(axes, 0.1, y, 1.7, 0.4, facecolor=ORANGE if here else BLUE_TINT, edgecolor=GREY)
+        _box(axes, 0.1, y, 1.7, 0.4, facecolor=ORANGE if here else _BLUE_TINT, edgecolor=GREY)
         _write(axes, 0.95, y + 0.2, notebook, ha="center", weight="bold" if here else "normal")
         _write(axes, 2.0, y + 0.2, f"writes {files}")
-        if number < len(WRITTEN):
+        if number < len(_WRITTEN):
             axes.annotate("", (0.95, y + pitch), (0.95, y + 0.4), arrowprops={"arrowstyle": "->", "color": GREY})
     return axes.figure
 
@@ -58,14 +58,14 @@ def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
     ends = [place for place, piece in enumerate(pieces) if piece == END_OF_TEXT]
     for number, (first, last) in enumerate(pairwise([-1, *ends, len(pieces)])):
         width = (last - first - 1) * scale
-        name = f"story {number + 1}" if width > 9 * LETTER else ""
+        name = f"story {number + 1}" if width > 9 * _LETTER else ""
         _box(axes, left + (first + 1) * scale, top, width, 0.4, name, facecolor=(BLUE, GREEN)[number % 2], alpha=0.3)
     for place in ends:
         axes.plot([left + (place + 0.5) * scale] * 2, [top - 0.06, top + 0.46], color="black", linewidth=2)
     _write(axes, left, 0.25, f"train.bin begins: | is {END_OF_TEXT}")
     x0, x1 = left + start * scale, left + (start + length) * scale
     _box(axes, x0, top - 0.06, x1 - x0, 0.52, facecolor="none", edgecolor=ORANGE, linewidth=2.5)
-    _write(axes, min(x0, right - 20 * LETTER), top + 0.62, f"a window of {length} tokens")
+    _write(axes, min(x0, right - 20 * _LETTER), top + 0.62, f"a window of {length} tokens")
 
     column, y = left + 0.3, 1.6
     axes.plot([x0, column], [top + 0.46, y - 0.05], color=ORANGE, linewidth=1)
@@ -73,7 +73,7 @@ def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
         _write(axes, left, y + 0.5 * row + 0.2, name, weight="bold")
     shown, families = legible([piece.replace("\n", "\\n") for piece in pieces[start : start + length + 1]])
     for seen, target in pairwise(shown):
-        width = max(_width_of(seen), _width_of(target), 2 * LETTER) + 0.08
+        width = max(_width_of(seen), _width_of(target), 2 * _LETTER) + 0.08
         if column + width > right - 0.2:
             break
         for row, piece in enumerate((seen, target)):
@@ -98,11 +98,11 @@ def network(config: GPTConfig) -> Figure:
         axes.plot([stream, side, side], [top + 0.78, top + 0.78, top + 0.55], **line)
         axes.annotate("", (stream + 0.1, top - 0.12), (side, top - 0.12), arrowprops={"arrowstyle": "-|>", **line})
         axes.plot([side, side], [top - 0.12, top], **line)
-        _box(axes, 2.95, top, 2.4, 0.55, f"norm, then {name}\n{size:,}", facecolor=BLUE_TINT, edgecolor=BLUE)
-        axes.text(stream, top - 0.13, "+", ha="center", va="center", fontsize=13, bbox=PLUS)
+        _box(axes, 2.95, top, 2.4, 0.55, f"norm, then {name}\n{size:,}", facecolor=_BLUE_TINT, edgecolor=BLUE)
+        axes.text(stream, top - 0.13, "+", ha="center", va="center", fontsize=13, bbox=_PLUS)
     _write(axes, stream - 0.12, 2.22, f"(B, T, {config.d_model})", ha="right")
     grey = {"facecolor": "#EEEEEE", "edgecolor": GREY}
-    green = {"facecolor": GREEN_TINT, "edgecolor": GREEN}
+    green = {"facecolor": _GREEN_TINT, "edgecolor": GREEN}
     _box(axes, 0.4, 5.05, 2.8, 0.4, "ids  (B, T)", **grey)
     _box(axes, 0.4, 4.45, 2.8, 0.4, f"embedding  {embedding:,}", **green)
     _box(axes, 0.4, 0.75, 2.8, 0.4, "norm, then the embedding", **green)
@@ -119,7 +119,7 @@ def _blank(height: float) -> Axes:
 
 def _width_of(text: str) -> float:
     """How wide a text is in inches, room included; Chinese, Japanese and Korean letters are twice as wide as others."""
-    return sum(2 if east_asian_width(letter) in "FW" else 1 for letter in text) * LETTER
+    return sum(2 if east_asian_width(letter) in "FW" else 1 for letter in text) * _LETTER
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **look: object) -> None:

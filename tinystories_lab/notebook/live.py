@@ -20,11 +20,11 @@ from tinystories_lab.runlog import Row, progress_of, read_log
 from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.words import PROMPTS
 
-REFRESH_SECONDS = 5.0  # faster updates freeze a browser
-SHARE_OF_TIME = 0.03  # for drawing and telling, at most: a fast GPU waits for them
-STORY_SECONDS = 20.0
-STORY_TOKENS = 80
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # of all sessions; fits a phone
+_REFRESH_SECONDS = 5.0  # faster updates freeze a browser
+_SHARE_OF_TIME = 0.03  # for drawing and telling, at most: a fast GPU waits for them
+_STORY_SECONDS = 20.0
+_STORY_TOKENS = 80
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # of all sessions; fits a phone
 
 
 class LiveRun:
@@ -43,7 +43,7 @@ class LiveRun:
     ) -> None:
         self._rows, self._run_dir, self._prompt = rows, Path(run_dir), prompt
         self._vocab_size, self._config = model_config.vocab_size, train_config
-        self._story, self._told = ("a story", "comes with the first checkpoint"), (0, -STORY_SECONDS)
+        self._story, self._told = ("a story", "comes with the first checkpoint"), (0, -_STORY_SECONDS)
         self._display = None
 
     def __iter__(self) -> Iterator[Row]:
@@ -53,7 +53,7 @@ class LiveRun:
                 if (began := time.monotonic()) > due:
                     self._draw(row, "training")
                     ended = time.monotonic()
-                    due = ended + max(REFRESH_SECONDS, (ended - began) / SHARE_OF_TIME)
+                    due = ended + max(_REFRESH_SECONDS, (ended - began) / _SHARE_OF_TIME)
                 yield row
             state = "finished"
         except (KeyboardInterrupt, GeneratorExit) as ending:
@@ -74,7 +74,7 @@ class LiveRun:
         progress = row["step"], self._config.total_steps, row["seconds"]
         curves = run_curves(rows, self._vocab_size, self._config)
         page = stack(
-            code(tqdm.format_meter(*progress, ncols=38, rate=steps_a_second, bar_format=BAR)),
+            code(tqdm.format_meter(*progress, ncols=38, rate=steps_a_second, bar_format=_BAR)),
             facts({"the run": state} | _figures_of(row, rows, age)),
             picture(curves, f"loss and learning rate up to step {row['step']:,}"),
             cards([self._story]),
@@ -88,14 +88,14 @@ class LiveRun:
         """A story by the newest last.pt, if there is a new one and, unless `at_once`, the last story was told some time ago."""
         path = self._run_dir / "last.pt"
         written, at = self._told
-        waits = time.monotonic() - at < STORY_SECONDS and not at_once
+        waits = time.monotonic() - at < _STORY_SECONDS and not at_once
         if waits or not path.exists() or path.stat().st_mtime_ns == written:
             return
         try:
             written = path.stat().st_mtime_ns
             checkpoint = load_checkpoint(path, MODEL_KEYS)
             tokenizer = load_tokenizer(self._run_dir / "tokenizer.json")
-            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, self._prompt, STORY_TOKENS, seed=0)
+            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, self._prompt, _STORY_TOKENS, seed=0)
         except (OSError, ValueError, torch.OutOfMemoryError):
             return  # a disk in trouble, which `train` tells of, or a GPU that the run fills: it goes on without
         ending = "" if told["ended"] else " ..."

@@ -21,11 +21,11 @@ from tinystories_lab.notebook.telling import begin, odds_html, story_html, tell_
 from tinystories_lab.sampling import TEMPERATURE, TOP_K
 from tinystories_lab.words import PROMPTS
 
-BEAT = 0.1  # seconds of telling between two looks at what was pressed
-TOP_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200)
-COLUMN = {"flex": "1 1 18em", "min_width": "0", "max_width": "40em", "margin": "0 1em 0 0", "overflow": "visible"}
-SIDE_BY_SIDE = {"flex_flow": "row wrap", "align_items": "flex-start", "overflow": "visible"}
-HTML_LAYOUT = {"width": "auto", "overflow": "visible"}
+_BEAT = 0.1  # seconds of telling between two looks at what was pressed
+_TOP_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200)
+_COLUMN = {"flex": "1 1 18em", "min_width": "0", "max_width": "40em", "margin": "0 1em 0 0", "overflow": "visible"}
+_SIDE_BY_SIDE = {"flex_flow": "row wrap", "align_items": "flex-start", "overflow": "visible"}
+_HTML_LAYOUT = {"width": "auto", "overflow": "visible"}
 
 
 def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS) -> widgets.VBox:
@@ -34,7 +34,7 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
     Errors are said in the widget. Each part has a CSS class, playground- and its name.
     """
     every = model.config.vocab_size
-    top_ks = [(str(k), k) for k in TOP_KS if k < every] + [("all", every)]
+    top_ks = [(str(k), k) for k in _TOP_KS if k < every] + [("all", every)]
     controls = {
         "prompt": widgets.Combobox(value=prompts[0], options=list(prompts), ensure_option=False),
         "temperature": widgets.FloatSlider(value=TEMPERATURE, min=0, max=1.5, step=0.05),
@@ -50,7 +50,7 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
     prompt, temperature, top_k, top_p, length, seed, walk = controls.values()
     tell = widgets.Button(description="Tell", button_style="primary")
     stop = widgets.Button(description="Stop")
-    said, story, odds = (widgets.HTML(layout=HTML_LAYOUT) for _ in range(3))
+    said, story, odds = (widgets.HTML(layout=_HTML_LAYOUT) for _ in range(3))
     pulse, echo = (widgets.IntText(value=beat, layout={"display": "none"}) for beat in (1, 0))
     widgets.jslink((pulse, "value"), (echo, "value"))
     told, how, beats = begin(tokenizer, prompt.value), "", iter(())
@@ -94,7 +94,7 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
         nonlocal told, how, beats
         told, settings = begin(tokenizer, prompt.value), shaping() | {"seed": seed.value}
         how = f"temperature {temperature.value:.2f}, top_k {top_k.label}, top_p {top_p.value:.2f}, seed {seed.value}"
-        beats = tell_in_beats(model, tokenizer, prompt.value, length.value, BEAT, **settings)
+        beats = tell_in_beats(model, tokenizer, prompt.value, length.value, _BEAT, **settings)
         show_from_the_start()
         tell_on()
 
@@ -131,6 +131,6 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
         part.add_class(f"playground-{name}")
     heard(start)()
     buttons = widgets.HBox([tell, stop])
-    left = widgets.VBox([prompt, temperature, top_k, top_p, length, seed, buttons, said, story], layout=COLUMN)
-    right = widgets.VBox([walk, odds], layout=COLUMN)
-    return widgets.VBox([widgets.HBox([left, right], layout=SIDE_BY_SIDE), pulse, echo])
+    left = widgets.VBox([prompt, temperature, top_k, top_p, length, seed, buttons, said, story], layout=_COLUMN)
+    right = widgets.VBox([walk, odds], layout=_COLUMN)
+    return widgets.VBox([widgets.HBox([left, right], layout=_SIDE_BY_SIDE), pulse, echo])

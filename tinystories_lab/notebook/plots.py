@@ -10,7 +10,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 # Okabe and Ito's colours: told apart also by those who do not see red or green.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 110  # inches; with letters of 12 points legible on a phone, which shows half the size
-TOKENS_SHOWN = 8  # more would be too thin for a phone
+_TOKENS_SHOWN = 8  # more would be too thin for a phone
 
 
 def new_figure(height: float = HEIGHT) -> Figure:
@@ -111,7 +111,7 @@ def odds_at_temperatures(odds: Mapping[float, Sequence[tuple[str, float, float]]
     axes = new_axes("One choice, several temperatures", "odds of being drawn", "")
     thickness = 0.8 / len(odds)
     for number, (temperature, rows) in enumerate(odds.items()):
-        labels, shares, _ = zip(*rows[:TOKENS_SHOWN], strict=True)
+        labels, shares, _ = zip(*rows[:_TOKENS_SHOWN], strict=True)
         places = [place + (number - (len(odds) - 1) / 2) * thickness for place in range(len(shares))]
         axes.barh(places, shares, thickness, color=(BLUE, ORANGE, GREEN)[number], label=f"temperature {temperature}")
     labels, families = legible(labels, "monospace")

@@ -11,8 +11,8 @@ from tinystories_lab.ratings import BEST, RATED, average_ratings, save_rating, u
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.words import opening
 
-SHOWN_WORDS = 6  # of a story, to know it again by
-UNMARKED = "–"  # where sliders begin: a mark that nobody gave is none
+_SHOWN_WORDS = 6  # of a story, to know it again by
+_UNMARKED = "–"  # where sliders begin: a mark that nobody gave is none
 
 
 def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str = "me") -> widgets.VBox:
@@ -22,7 +22,7 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     asked again.
     """
     where, story, said = widgets.HTML(), widgets.HTML(), widgets.HTML()
-    marks = [UNMARKED, *map(str, range(BEST + 1))]
+    marks = [_UNMARKED, *map(str, range(BEST + 1))]
     sliders = {question: widgets.SelectionSlider(options=marks, description=question, **LOOK) for question in RATED}
     following = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
     form = widgets.VBox([where, story, *sliders.values(), following, said])
@@ -41,7 +41,7 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
 
     def save(button: widgets.Button) -> None:
         try:
-            given = {question: int(slider.value) for question, slider in sliders.items() if slider.value != UNMARKED}
+            given = {question: int(slider.value) for question, slider in sliders.items() if slider.value != _UNMARKED}
             save_rating(path, left[0], given, rater)
         except (OSError, ValueError) as error:
             said.value = prose(f"not saved: {error}").data
@@ -49,7 +49,7 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
         del left[0]
         said.value = ""
         for slider in sliders.values():
-            slider.value = UNMARKED
+            slider.value = _UNMARKED
         show()
 
     following.on_click(save)
@@ -61,7 +61,7 @@ def _marks_of(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) -
     """How each story of the deck begins, by whom it is, and this rater's marks."""
     rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
     return [
-        {"story": opening(card["story"], SHOWN_WORDS) + " ...", "by": card["by"]}
+        {"story": opening(card["story"], _SHOWN_WORDS) + " ...", "by": card["by"]}
         | {question: rated[card["story"]][question] for question in RATED}
         for card in deck
     ]

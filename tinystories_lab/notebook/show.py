@@ -12,17 +12,17 @@ from matplotlib.figure import Figure
 
 from tinystories_lab.report import shown
 
-LINE = "1px solid rgba(128, 128, 128, 0.45)"
+_LINE = "1px solid rgba(128, 128, 128, 0.45)"
 # Okabe and Ito's colours, thin enough that black and white text both stand out on them.
-TINTS = [f"rgba({rgb}, 0.35)" for rgb in ("0, 114, 178", "230, 159, 0", "0, 158, 115", "204, 121, 167")]
-CHOSEN = "outline: 2px solid #D55E00; border-radius: 2px"
+_TINTS = [f"rgba({rgb}, 0.35)" for rgb in ("0, 114, 178", "230, 159, 0", "0, 158, 115", "204, 121, 167")]
+_CHOSEN = "outline: 2px solid #D55E00; border-radius: 2px"
 # Each paragraph runs the way its own script does.
-PROSE = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; unicode-bidi: plaintext"
+_PROSE = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; unicode-bidi: plaintext"
 
 
 def prose(text: str) -> HTML:
     """A text as it was written, line breaks and all; nothing in it is taken for HTML."""
-    return HTML(_div(f"{PROSE}; max-width: 40em", escape(text)))
+    return HTML(_div(f"{_PROSE}; max-width: 40em", escape(text)))
 
 
 def code(text: str) -> HTML:
@@ -32,19 +32,19 @@ def code(text: str) -> HTML:
 
 def cards(texts: Sequence[tuple[str, str]]) -> HTML:
     """(heading, text) pairs side by side as far as the page is wide, below one another on a phone."""
-    card = f"flex: 1 1 15em; min-width: 0; border: {LINE}; border-radius: 6px; padding: 0.6em 0.9em"
+    card = f"flex: 1 1 15em; min-width: 0; border: {_LINE}; border-radius: 6px; padding: 0.6em 0.9em"
     head = "font-weight: bold; margin-bottom: 0.3em"
-    each = (_div(card, _div(head, escape(heading)), _div(PROSE, escape(text))) for heading, text in texts)
+    each = (_div(card, _div(head, escape(heading)), _div(_PROSE, escape(text))) for heading, text in texts)
     return HTML(_div("display: flex; flex-wrap: wrap; gap: 0.7em; max-width: 60em", *each))
 
 
 def tokens(pieces: Sequence[str], chosen: int | None = None) -> HTML:
     """A text cut into pieces, neighbours in different colours, the one at `chosen` framed."""
     spans = (
-        f'<span style="background: {TINTS[index % len(TINTS)]}; {CHOSEN if index == chosen else ""}">{escape(piece)}</span>'
+        f'<span style="background: {_TINTS[index % len(_TINTS)]}; {_CHOSEN if index == chosen else ""}">{escape(piece)}</span>'
         for index, piece in enumerate(pieces)
     )
-    return HTML(_div(f"{PROSE}; max-width: 40em; line-height: 1.7", *spans))
+    return HTML(_div(f"{_PROSE}; max-width: 40em; line-height: 1.7", *spans))
 
 
 def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
@@ -85,7 +85,7 @@ def stack(*pieces: HTML) -> HTML:
 
 def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     """Rows with the same keys, which head the columns; numbers stand to the right."""
-    look = f"padding: 0.25em 0.7em; border-bottom: {LINE}; unicode-bidi: plaintext"
+    look = f"padding: 0.25em 0.7em; border-bottom: {_LINE}; unicode-bidi: plaintext"
 
     def cell(value: object) -> str:
         side = "right" if isinstance(value, int | float | None) else "left"

@@ -16,7 +16,7 @@ LOOK = {
     "style": {"description_width": "90px"},
     "continuous_update": False,  # what computes waits until the mouse lets go
 }
-HEAD_WIDTH = 64  # values of d_model for each attention head
+_HEAD_WIDTH = 64  # values of d_model for each attention head
 
 
 def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
@@ -51,14 +51,14 @@ def budget_sliders(
     """Layers, width and tokens to read, from those of a run on; below, what such a run takes on each machine."""
     sliders = [
         widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer", **LOOK),
-        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=HEAD_WIDTH, description="d_model", **LOOK),
+        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=_HEAD_WIDTH, description="d_model", **LOOK),
         widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **LOOK),
     ]
     n_layer, d_model, millions = sliders
     taken = widgets.HTML()
 
     def show(change: dict | None = None) -> None:
-        model = GPTConfig(model_config.vocab_size, n_layer.value, d_model.value // HEAD_WIDTH, d_model.value)
+        model = GPTConfig(model_config.vocab_size, n_layer.value, d_model.value // _HEAD_WIDTH, d_model.value)
         lines = budget(model, millions.value * 1_000_000, config.tokens_per_step, powers)
         taken.value = table([{"a run of this size": name, "takes": value} for name, value in lines.items()]).data
 

@@ -13,9 +13,9 @@ from tinystories_lab.notebook.show import bars, prose, tokens
 from tinystories_lab.odds import likely_next, token_text
 from tinystories_lab.tokenizer import end_id, first_ids, text_of
 
-TOKENS_A_SECOND = 40  # at most: a small model is faster than one can watch, and nothing would be left to stop
-TOKENS_A_BEAT = 2  # at least, where the browser comes back sooner than they are due
-TAIL = 30  # letters of what stands before a token, to say where it is
+_TOKENS_A_SECOND = 40  # at most: a small model is faster than one can watch, and nothing would be left to stop
+_TOKENS_A_BEAT = 2  # at least, where the browser comes back sooner than they are due
+_TAIL = 30  # letters of what stands before a token, to say where it is
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ def tell_in_beats(
     story that ended by itself has `<|endoftext|>` as its last token. Raises ValueError as `stream`.
     """
     told, end = begin(tokenizer, prompt), end_id(tokenizer)
-    since, due = time.monotonic(), TOKENS_A_BEAT
+    since, due = time.monotonic(), _TOKENS_A_BEAT
     for token in stream(model, told.ids, max_new_tokens, stop_id=end, **settings):
         told = replace(told, ids=(*told.ids, token))
         if time.monotonic() - since >= beat or told.count >= due:
             taken = time.monotonic()
             yield told
             since = time.monotonic()
-            due = told.count + max(TOKENS_A_BEAT, TOKENS_A_SECOND * (since - taken))
+            due = told.count + max(_TOKENS_A_BEAT, _TOKENS_A_SECOND * (since - taken))
     if told.count < max_new_tokens:
         yield replace(told, ids=(*told.ids, end), ended="It ended by itself.")
     else:
@@ -76,7 +76,7 @@ def odds_html(model: GPTMini, tokenizer: Tokenizer, told: Told, chosen: int = 0,
     before = told.ids[:place]
     rows = likely_next(model, tokenizer, before, told=told.ids[place] if chosen else None, **settings)
     text = tokenizer.decode(before, skip_special_tokens=False).rstrip("\ufffd")
-    tail = text if len(text) <= TAIL else "..." + text[-TAIL:]
+    tail = text if len(text) <= _TAIL else "..." + text[-_TAIL:]
     heading = f"What may follow “{tail}”{' (→ was drawn)' if chosen else ''}"
     return (
         prose(heading).data
