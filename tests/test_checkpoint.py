@@ -210,7 +210,9 @@ class Evil:
 def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, good_file):
     marker = tmp_path / "marker"
     torch.save(load_checkpoint(good_file) | {"note": Evil(marker)}, tmp_path / "last.pt")
-    with pytest.raises(ValueError, match=r"last\.pt holds more than tensors and plain values: do not trust it; it was not run"):
+    with pytest.raises(
+        ValueError, match=r"last\.pt holds more than tensors and plain values: do not trust it; it was not run"
+    ):
         load_checkpoint(tmp_path / "last.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(marker)))
     with pytest.raises(ValueError, match=r"plain\.pt"):
