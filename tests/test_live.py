@@ -69,7 +69,7 @@ def test_a_run_is_one_display_drawn_anew(start, shown):
     assert all(page.count("<img") == 1 for page in shown.pages)
 
 
-@pytest.mark.parametrize("limit", [{"REFRESH_SECONDS": 1_000.0}, {"SHARE_OF_TIME": 1e-6}])
+@pytest.mark.parametrize("limit", [{"_REFRESH_SECONDS": 1_000.0}, {"_SHARE_OF_TIME": 1e-6}])
 def test_between_rows_that_come_fast_nothing_is_drawn(start, shown, monkeypatch, limit):
     monkeypatch.setattr(live, *limit.popitem())
     list(start())

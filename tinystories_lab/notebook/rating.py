@@ -6,7 +6,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from tinystories_lab.notebook.show import prose, stack, table
-from tinystories_lab.notebook.sliders import LOOK
+from tinystories_lab.notebook.sliders import WIDE
 from tinystories_lab.ratings import BEST, RATED, average_ratings, save_rating, unrated
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.words import opening
@@ -23,7 +23,7 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
     """
     where, story, said = widgets.HTML(), widgets.HTML(), widgets.HTML()
     marks = [_UNMARKED, *map(str, range(BEST + 1))]
-    sliders = {question: widgets.SelectionSlider(options=marks, description=question, **LOOK) for question in RATED}
+    sliders = {name: widgets.SelectionSlider(options=marks, description=name, layout=WIDE) for name in RATED}
     following = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
     form = widgets.VBox([where, story, *sliders.values(), following, said])
     for name, part in {"where": where, "story": story, "next": following, "said": said, **sliders}.items():
@@ -60,8 +60,9 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
 def _marks_of(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) -> list[dict[str, object]]:
     """How each story of the deck begins, by whom it is, and this rater's marks."""
     rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
-    return [
-        {"story": opening(card["story"], _SHOWN_WORDS) + " ...", "by": card["by"]}
-        | {question: rated[card["story"]][question] for question in RATED}
-        for card in deck
-    ]
+    rows = []
+    for card in deck:
+        marks = ", ".join(str(rated[card["story"]][question]) for question in RATED)  # one column: a phone is narrow
+        about = {"story": opening(card["story"], _SHOWN_WORDS) + " ...", "by": card["by"]}
+        rows.append(about | {", ".join(RATED): marks})
+    return rows

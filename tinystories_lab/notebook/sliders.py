@@ -11,8 +11,9 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.show import prose, table, tokens
 from tinystories_lab.recipe import TrainConfig
 
+WIDE = {"width": "95%", "max_width": "640px"}
 LOOK = {
-    "layout": {"width": "95%", "max_width": "640px"},
+    "layout": WIDE,
     "style": {"description_width": "90px"},
     "continuous_update": False,  # what computes waits until the mouse lets go
 }
