@@ -29,3 +29,9 @@ def test_a_figure_has_a_title_and_labelled_axes_and_draws(figure, tmp_path):
     axes = figure.axes[0]
     assert axes.get_title() and axes.get_xlabel() and axes.has_data()
     figure.savefig(tmp_path / "figure.png")
+
+
+def test_the_longest_token_leaves_room_for_its_bar(recwarn, tmp_path):
+    figure = odds_at_temperatures({0.8: [(f"'{'有一只小狐狸' * 9}'", 0.5, 0.5), ("'a'", 0.1, 0.1)]})
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_window_extent().width > figure.bbox.width / 4 and not recwarn.list

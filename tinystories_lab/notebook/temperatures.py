@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from tinystories_lab.notebook.plots import BLUE, GREEN, GREY, ORANGE, legible, name_lines, new_figure
 
 SHOWN = 8  # tokens: more would be too thin for a phone
+LETTERS = 16  # of a token: more would leave the bars no room
 COLOURS = (BLUE, ORANGE, GREEN)
 
 
@@ -19,6 +20,7 @@ def odds_at_temperatures(odds: Mapping[float, Sequence[tuple[str, float, float]]
         shares = [share for _, share, _ in rows[:SHOWN]]
         axes.barh(places, shares, thickness, color=COLOURS[number], label=f"temperature {temperature}")
     labels, families = legible([label for label, *_ in rows[:SHOWN]], "monospace")
+    labels = [label if len(label) <= LETTERS else label[: LETTERS - 1] + "…" for label in labels]
     axes.set_yticks(range(len(labels)), labels, family=families, parse_math=False)
     axes.invert_yaxis()
     name_lines(axes)
