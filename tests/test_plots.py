@@ -100,3 +100,9 @@ def test_a_letter_that_only_another_font_has_is_drawn_with_that_one():
     assert drawn[0].startswith("⊕ ∫") and families[0] == "DejaVu Sans Mono"
     drawn, families = plots.legible(["\ue000"])  # STIX, which comes with matplotlib, has letters of its own there
     assert any("STIX" in family for family in families) or drawn == ["\\ue000"]
+
+
+def test_the_longest_token_leaves_room_for_its_bar(recwarn, tmp_path):
+    figure = plots.odds_at_temperatures({0.8: [(f"'{'有一只小狐狸' * 9}'", 0.5, 0.5), ("'a'", 0.1, 0.1)]})
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_window_extent().width > figure.bbox.width / 4 and not recwarn.list

@@ -292,6 +292,15 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert sum(load_stories(path, tmp_path / "data")[0].num_rows.values()) == 11
 
 
+def test_a_folder_to_which_a_file_came_is_read_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for count in (2, 3):
+        (tmp_path / "mine" / f"{count}.txt").write_text(f"Story {count}.")
+        (tmp_path / "mine" / "1.txt").write_text("Story 1.")
+        report = load_stories(tmp_path / "mine", tmp_path / "data")[1]
+        assert report.train + report.validation == count
+
+
 def test_a_kept_request_of_the_same_name_in_another_folder_is_read_again(tmp_path, monkeypatch):
     for folder, tale in (("a", "fox"), ("b", "dog")):
         (tmp_path / folder).mkdir()

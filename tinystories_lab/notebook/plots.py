@@ -10,6 +10,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 # Okabe and Ito's colours: told apart also by those who do not see red or green.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 110  # inches; with letters of 12 points legible on a phone, which shows half the size
+_LETTERS_SHOWN = 16  # of a token: more would leave the bars no room
 _TOKENS_SHOWN = 8  # more would be too thin for a phone
 
 
@@ -115,6 +116,7 @@ def odds_at_temperatures(odds: Mapping[float, Sequence[tuple[str, float, float]]
         places = [place + (number - (len(odds) - 1) / 2) * thickness for place in range(len(shares))]
         axes.barh(places, shares, thickness, color=(BLUE, ORANGE, GREEN)[number], label=f"temperature {temperature}")
     labels, families = legible(labels, "monospace")
+    labels = [label if len(label) <= _LETTERS_SHOWN else label[: _LETTERS_SHOWN - 1] + "…" for label in labels]
     axes.set_yticks(range(len(labels)), labels, family=families, parse_math=False)
     axes.invert_yaxis()
     name_lines(axes)

@@ -52,7 +52,9 @@ def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
 
     A share of `widest` is as wide as there is room.
     """
-    columns = "display: grid; grid-template-columns: 9em 1fr 3.6em; gap: 0.3em 0.6em; line-height: 1.5em; max-width: 34em"
+    columns = (
+        "display: grid; grid-template-columns: 9em 1fr 3.6em; gap: 0.3em 0.6em; line-height: 1.5em; max-width: 34em"
+    )
     name = "font-family: monospace; text-align: right; white-space: pre; overflow: hidden"
     bar = "position: absolute; top: 15%; height: 70%; box-sizing: border-box"
     lines = (
