@@ -12,7 +12,7 @@ from tinystories_lab.notebook.show import prose, table, tokens
 from tinystories_lab.recipe import TrainConfig
 
 WIDE = {"width": "95%", "max_width": "640px"}
-LOOK = {
+_LOOK = {
     "layout": WIDE,
     "style": {"description_width": "90px"},
     "continuous_update": False,  # what computes waits until the mouse lets go
@@ -22,8 +22,8 @@ _HEAD_WIDTH = 64  # values of d_model for each attention head
 
 def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
     """A sentence to change, and a slider over the merges that act on it, in the order in which they were learned."""
-    text = widgets.Text(sentence, description="sentence", **LOOK)
-    slider = widgets.IntSlider(0, min=0, max=0, description="merges", **LOOK)
+    text = widgets.Text(sentence, description="sentence", **_LOOK)
+    slider = widgets.IntSlider(0, min=0, max=0, description="merges", **_LOOK)
     said, cut = widgets.HTML(), widgets.HTML()
     learned = len(merges(tokenizer))
     steps = []
@@ -51,9 +51,9 @@ def budget_sliders(
 ) -> widgets.VBox:
     """Layers, width and tokens to read, from those of a run on; below, what such a run takes on each machine."""
     sliders = [
-        widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer", **LOOK),
-        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=_HEAD_WIDTH, description="d_model", **LOOK),
-        widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **LOOK),
+        widgets.IntSlider(model_config.n_layer, min=1, max=16, description="n_layer", **_LOOK),
+        widgets.IntSlider(model_config.d_model, min=64, max=1024, step=_HEAD_WIDTH, description="d_model", **_LOOK),
+        widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **_LOOK),
     ]
     n_layer, d_model, millions = sliders
     taken = widgets.HTML()
