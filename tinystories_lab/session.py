@@ -15,10 +15,8 @@ from typing import Any
 
 from tinystories_lab.copies import read_json, write_json
 
-_STALE_SECONDS, _POLL_SECONDS = (
-    180,
-    5,
-)  # how long another machine's silence is waited for, and how often it is looked at
+# How long another machine's silence is waited for, and how often it is looked at.
+_STALE_SECONDS, _POLL_SECONDS = 180, 5
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # what a scheduler and a closed terminal send
 
 

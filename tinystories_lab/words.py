@@ -71,7 +71,6 @@ def prompts_for(val_bin: str | Path, tokenizer: Tokenizer) -> tuple[str, ...]:
     stories = list(islice(read_bin(val_bin, tokenizer), _STORIES_READ))
     if "the" in dict(Counter(words_of(" ".join(stories))).most_common(10)):
         return PROMPTS
-    openings = dict.fromkeys(
-        prompt_of(story, tokenizer) for story in stories
-    )  # different ones first; few stories may have fewer than five
+    # Different ones first; few stories may have fewer than five.
+    openings = dict.fromkeys(prompt_of(story, tokenizer) for story in stories)
     return tuple(islice(cycle(openings), len(PROMPTS)))

@@ -63,9 +63,8 @@ def _mount_drive() -> bool:
 
     mounted = _DRIVE / "MyDrive"
     try:
-        drive.mount(
-            str(_DRIVE), force_remount=not os.path.isdir(mounted)
-        )  # a mount that died is in the way of a new one
+        # A mount that died is in the way of a new one.
+        drive.mount(str(_DRIVE), force_remount=not os.path.isdir(mounted))
     except Exception as error:  # refused or timed out: Colab raises ValueError and its own kinds
         warnings.warn(
             f"Drive was not mounted ({error}): when this machine goes, the run goes with it; run the cell again to mount",
