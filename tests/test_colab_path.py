@@ -18,7 +18,7 @@ from tinystories_lab.mirror import _RUN_FILES, _SLOTS, DATA_FILES
 COLAB = """
 from pathlib import Path
 from tinystories_lab.notebook import colab
-colab.COLAB_ROOT, colab.DRIVE = Path({content!r}, "tinystories_lab"), Path({content!r}, "drive")
+colab._COLAB_ROOT, colab._DRIVE = Path({content!r}, "tinystories_lab"), Path({content!r}, "drive")
 """
 # google.colab.drive: the mount goes with the machine, what is stored there stays.
 DRIVE = """
@@ -42,8 +42,8 @@ def says(path, text):
 def wait_for_the_end():
     run = Path("runs", "toyland-tiny")
     while not (
-        says(colab.COLAB_ROOT / run / "loss.jsonl", '"step": 90')
-        and says(colab.DRIVE / "MyDrive" / "tinystories_lab" / run / "manifest.json", '"step"')
+        says(colab._COLAB_ROOT / run / "loss.jsonl", '"step": 90')
+        and says(colab._DRIVE / "MyDrive" / "tinystories_lab" / run / "manifest.json", '"step"')
     ):
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
