@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import os
+import io
 import sys
 import time
 import warnings
@@ -12,7 +12,7 @@ import torch
 
 from tinystories_lab.generate import PROMPTS
 from tinystories_lab.presets import PRESET_VARIABLE, PRESETS
-from tinystories_lab.ranks import from_first_rank, joined, rank, ranks
+from tinystories_lab.ranks import from_first_rank, joined, rank, ranks, wait_for_others
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.stages import COMMANDS, STAGES, fetch, has_data, mirror
 from tinystories_lab.workspace import move_aside, plan_workspace
@@ -21,10 +21,13 @@ from tinystories_lab.workspace import move_aside, plan_workspace
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 with one sentence why not, 2 wrong usage, 130 stopped."""
     with joined():
-        if rank() == 0:
-            return run(arguments)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the first process speaks for all
-            return run(arguments)
+        # The first process speaks for all.
+        silence = contextlib.nullcontext() if rank() == 0 else contextlib.redirect_stdout(io.StringIO())
+        with silence:
+            status = run(arguments)
+        if status == 0:
+            wait_for_others()
+        return status
 
 
 def run(arguments: list[str] | None) -> int:
