@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import os
 import sys
 import time
 import warnings
@@ -12,7 +13,7 @@ import torch
 
 from tinystories_lab.generate import PROMPTS
 from tinystories_lab.presets import PRESET_VARIABLE, PRESETS
-from tinystories_lab.ranks import from_first_rank, joined, rank, ranks, wait_for_others
+from tinystories_lab.ranks import from_first_rank, joined, rank, ranks
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.stages import COMMANDS, STAGES, fetch, has_data, mirror
 from tinystories_lab.workspace import move_aside, plan_workspace
@@ -21,13 +22,15 @@ from tinystories_lab.workspace import move_aside, plan_workspace
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 with one sentence why not, 2 wrong usage, 130 stopped."""
     with joined():
+        together = ranks() > 1
         # The first process speaks for all.
-        silence = contextlib.nullcontext() if rank() == 0 else contextlib.redirect_stdout(io.StringIO())
-        with silence:
+        with contextlib.nullcontext() if rank() == 0 else contextlib.redirect_stdout(io.StringIO()):
             status = run(arguments)
-        if status == 0:
-            wait_for_others()
-        return status
+    if together:  # gloo's threads let go of tensors late, and abort a Python that is being taken down meanwhile
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def run(arguments: list[str] | None) -> int:

@@ -36,12 +36,6 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def wait_for_others() -> None:
-    """Until every process has come here. One that ended while others trained was seen to abort, and so the whole run to fail."""
-    if ranks() > 1:
-        dist.barrier()
-
-
 def my_rows(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """This process's share of a global batch, which is the same whatever their number: x and y, each (B / ranks, T)."""
     x, y = (part.chunk(ranks())[rank()] for part in batch)
