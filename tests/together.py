@@ -1,5 +1,6 @@
 """The command line with a preset of twelve steps, for tests that start it with torchrun: stops after $STOP_AFTER steps."""
 
+import atexit
 import os
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ def train(*arguments, **settings):
 
 
 if __name__ == "__main__":
+    atexit.register(print, "Python was taken down", file=sys.stderr)
     torch.set_num_threads(1)
     PRESETS["micro"], stages.train = PRESET, train
     sys.exit(main([*sys.argv[1:], "--preset", "micro"]))
