@@ -19,13 +19,14 @@ from tinystories_lab import trainer
 from tinystories_lab.__main__ import STAGES, main
 from tinystories_lab.checkpoint import load_checkpoint, load_model
 from tinystories_lab.device import choose_dtype
-from tinystories_lab.generate import PROMPTS, generate
+from tinystories_lab.generate import generate
 from tinystories_lab.presets import PRESETS, Preset
 from tinystories_lab.runlog import read_log, read_rows
 from tinystories_lab.session import one_writer
 from tinystories_lab.state import TrainState
 from tinystories_lab.step import take_step
 from tinystories_lab.tokenizer import BinInfo, load_tokenizer
+from tinystories_lab.words import PROMPTS
 from tinystories_lab.workspace import load_config
 
 DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")

@@ -15,11 +15,12 @@ from tinystories_lab import stages
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.compare import run_row
 from tinystories_lab.export import export_hugging_face
-from tinystories_lab.generate import PROMPTS, stream
+from tinystories_lab.generate import stream
 from tinystories_lab.presets import PRESETS
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from tinystories_lab.words import PROMPTS
 from tinystories_lab.workspace import plan_workspace
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

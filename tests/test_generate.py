@@ -10,7 +10,6 @@ from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
 from tinystories_lab.generate import (
-    PROMPTS,
     generate,
     stream,
     stream_many,
@@ -20,6 +19,7 @@ from tinystories_lab.generate import (
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.sampling import draw, next_token_probabilities
 from tinystories_lab.sources import END_OF_TEXT
+from tinystories_lab.words import PROMPTS
 
 MICRO = GPTConfig(vocab_size=300, n_layer=2, n_head=2, d_model=32, max_len=16)
 START = [5, 6, 7]

@@ -12,7 +12,7 @@ from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
 from tinystories_lab.checkpoint import load_model
-from tinystories_lab.generate import PROMPTS, tell
+from tinystories_lab.generate import tell
 from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook import playground, show
 from tinystories_lab.notebook.playground import story_playground
@@ -20,6 +20,7 @@ from tinystories_lab.notebook.telling import Told, begin, odds_html, story_html,
 from tinystories_lab.odds import likely_next
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import text_of
+from tinystories_lab.words import PROMPTS
 
 SETTINGS = {"temperature": 0.8, "top_k": 50, "top_p": None, "seed": 0}  # as the sliders stand at first
 

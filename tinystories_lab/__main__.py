@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from tinystories_lab.generate import PROMPTS
 from tinystories_lab.presets import PRESET_VARIABLE, PRESETS
 from tinystories_lab.ranks import from_first_rank, joined, rank, ranks
 from tinystories_lab.runlog import read_rows
 from tinystories_lab.stages import COMMANDS, STAGES, fetch, has_data, mirror
+from tinystories_lab.words import PROMPTS
 from tinystories_lab.workspace import move_aside, plan_workspace
 
 

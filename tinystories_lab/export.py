@@ -10,6 +10,7 @@ from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint
 from tinystories_lab.compare import run_row
 from tinystories_lab.files import replace_whole
 from tinystories_lab.generate import NEW_TOKENS
+from tinystories_lab.hub import HUB_NAME
 from tinystories_lab.llama import to_llama
 from tinystories_lab.model import GPTConfig
 from tinystories_lab.report import fenced, table
@@ -23,9 +24,9 @@ from tinystories_lab.workspace import load_config
 # What is known of the data that the lab names: Hub name, licence of what is made from it, and what to say of it.
 _SOURCES = {
     "tinystories": {
-        "datasets": ["roneneldan/TinyStories"],
+        "datasets": [HUB_NAME],
         "license": "cdla-sharing-1.0",
-        "says": "[TinyStories](https://huggingface.co/datasets/roneneldan/TinyStories) (Eldan and Li 2023, arXiv:2305.07759), under "
+        "says": f"[TinyStories](https://huggingface.co/datasets/{HUB_NAME}) (Eldan and Li 2023, arXiv:2305.07759), under "
         "[CDLA-Sharing-1.0](https://cdla.dev/sharing-1-0/): stories in the words of a small child, written by GPT-3.5 and GPT-4",
     },
     "toyland": {

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from tinystories_lab.model import GPTMini
 from tinystories_lab.sampling import TEMPERATURE, TOP_K, draw, next_token_probabilities
 from tinystories_lab.tokenizer import end_id, first_ids, text_of
-from tinystories_lab.words import PROMPTS
 
 NEW_TOKENS = 120  # the chapter's, as its prompts
 
@@ -142,12 +141,7 @@ def generate(model: GPTMini, tokenizer: Tokenizer, prompt: str, *args: Any, **se
 
 
 def tell_samples(
-    model: GPTMini,
-    tokenizer: Tokenizer,
-    max_new_tokens: int = NEW_TOKENS,
-    count: int = 10,
-    prompts: Sequence[str] = PROMPTS,
+    model: GPTMini, tokenizer: Tokenizer, max_new_tokens: int, prompts: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Tell `count` stories, the prompts in turn, with the seeds 0, 1, 2, ...: the same at every call."""
-    in_turn = list(islice(cycle(prompts), count))
-    return tell_many(model, tokenizer, in_turn, max_new_tokens, seeds=range(count))
+    """Tell the ten stories that a run keeps: the prompts in turn, with the seeds 0 to 9, the same at every call."""
+    return tell_many(model, tokenizer, list(islice(cycle(prompts), 10)), max_new_tokens, seeds=range(10))

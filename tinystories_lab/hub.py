@@ -9,7 +9,7 @@ from tqdm import tqdm
 if TYPE_CHECKING:  # half a second to import, and who only tells stories does not need it
     from datasets import DatasetDict
 
-_HUB_NAME, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+HUB_NAME, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 HUB_STORIES = 2_119_719 + 21_990  # its rows, train and validation
 ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(.+))?", re.ASCII)  # owner/name, or owner/name:column
 SPLITS = ("train", "validation")
@@ -25,7 +25,7 @@ def load_hub(source: str) -> tuple["DatasetDict", str]:
     import datasets
 
     if source == "tinystories":
-        name, column, pinned = _HUB_NAME, "text", {"revision": HUB_REVISION}
+        name, column, pinned = HUB_NAME, "text", {"revision": HUB_REVISION}
     else:
         name, column = ON_HUB.fullmatch(source).groups("text")
         pinned = {}

@@ -32,8 +32,14 @@ _LAYER_NAMES = {
     "feed_forward.up": ["mlp.up_proj"],
     "feed_forward.down": ["mlp.down_proj"],
 }
-_LLAMA_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False}
-_LLAMA_DEFAULTS |= {"rope_theta": 10_000.0, "rope_type": "default"}  # what counts where a config.json is silent
+_LLAMA_DEFAULTS = {  # what counts where a config.json is silent
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "rope_type": "default",
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
 
 def _weight_names(n_layer: int) -> dict[str, list[str]]:
