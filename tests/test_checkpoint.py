@@ -109,7 +109,8 @@ def test_a_model_alone_loads_in_evaluation_mode_with_its_tables(tmp_path):
     loaded = load_model(tmp_path / "final.pt")
     assert not loaded.training and loaded.config == MICRO
     assert_equal(loaded.state_dict(), model.state_dict())
-    assert torch.equal(loaded.cos, rope_tables(16, 16)[0]) and torch.equal(loaded.sin, rope_tables(16, 16)[1])
+    cos, sin = rope_tables(16, 16, 10_000.0)
+    assert torch.equal(loaded.cos, cos) and torch.equal(loaded.sin, sin)
     ids = torch.arange(16)[None]
     assert torch.equal(loaded(ids)[0], model(ids)[0])
     with pytest.raises(ValueError, match=r"final\.pt is not a checkpoint to resume: it lacks .*'optimizer'"):
@@ -435,6 +436,15 @@ def test_weights_are_drawn_from_the_seed_alone():
     assert not torch.equal(different.model.tok_emb.weight, one.model.tok_emb.weight)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), random_after), "drawing weights moved the global random state"
+
+
+def test_a_run_from_before_a_choice_could_be_made_goes_on_with_its_default(tmp_path):
+    state = trained_state()
+    checkpoint = state.checkpoint()
+    for choices in (checkpoint["model_config"], checkpoint["train_config"]):
+        del choices[list(choices)[-1]]
+    write_checkpoint(tmp_path / "last.pt", checkpoint)
+    assert state.load_same_run(tmp_path / "last.pt")["step"] == 3
 
 
 def test_no_partial_file_is_left_beside_a_checkpoint(tmp_path):

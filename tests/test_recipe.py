@@ -48,19 +48,26 @@ def test_learning_rate_goes_up_then_down_between_floor_and_peak(warmup, total, r
     assert min(rates) > 0 or ratio == 0
 
 
-def test_each_parameter_is_in_exactly_one_group():
-    model = GPTMini(GPTConfig(300, 2, 2, 32, 16))
-    grouped = [id(p) for group in make_optimizer(model, TrainConfig()).param_groups for p in group["params"]]
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_each_parameter_is_in_exactly_one_group(name, tied):
+    model = GPTMini(GPTConfig(300, 2, 2, 32, 16, tied=tied))
+    grouped = [
+        id(p) for group in make_optimizer(model, TrainConfig(optimizer=name)).param_groups for p in group["params"]
+    ]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters()}
 
 
-def test_matrices_decay_and_norms_and_the_tied_embedding_do_not():
-    model = GPTMini(GPTConfig(300, 2, 2, 32, 16))
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_layers_matrices_decay_and_norms_embedding_and_head_do_not(tied):
+    model = GPTMini(GPTConfig(300, 2, 2, 32, 16, tied=tied))
     optimizer = make_optimizer(model, TrainConfig(weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-7))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        assert decay[id(parameter)] == (0.0 if "norm" in name or name == "tok_emb.weight" else 0.1), name
+        assert decay[id(parameter)] == (0.0 if "norm" in name or name in ("tok_emb.weight", "head.weight") else 0.1), (
+            name
+        )
     assert all(group["betas"] == (0.8, 0.9) and group["eps"] == 1e-7 for group in optimizer.param_groups)
     assert isinstance(optimizer, torch.optim.AdamW)
 

@@ -652,7 +652,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(
     ("changes", "found"),
-    [({"n_layer": 1}, "n_layer 2 there, 1 now"), ({"max_len": 32, "n_head": 1}, "n_head 2 there, 1 now; max_len 16")],
+    [
+        ({"n_layer": 1}, "n_layer 2 there, 1 now"),
+        ({"max_len": 32, "n_head": 1}, "n_head 2 there, 1 now; max_len 16"),
+        ({"tied": False}, "tied True there, False now"),
+    ],
 )
 def test_resuming_with_another_model_is_refused(
     uninterrupted, data_dir, model_config, train_config, tmp_path, changes, found

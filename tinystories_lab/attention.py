@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROPE_BASE = 10_000.0
 _QUERIES_AT_ONCE = 128  # on a CPU
 
 
-def rope_tables(max_len: int, head_dim: int) -> tuple[Tensor, Tensor]:
+def rope_tables(max_len: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every (position, pair) angle, each (max_len, head_dim)."""
-    frequencies = ROPE_BASE ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies).repeat(1, 2)
     return angles.cos().float(), angles.sin().float()
 

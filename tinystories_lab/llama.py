@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinystories_lab.attention import ROPE_BASE
-from tinystories_lab.model import INIT_STD, NORM_EPS, GPTConfig, GPTMini
+from tinystories_lab.model import INIT_STD, GPTConfig, GPTMini
 
 _SHAPE_NAMES = {  # ours and theirs
     "vocab_size": "vocab_size",
@@ -20,6 +19,9 @@ _SHAPE_NAMES = {  # ours and theirs
     "d_model": "hidden_size",
     "max_len": "max_position_embeddings",
     "hidden": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "rope_base": "rope_theta",
+    "tied": "tie_word_embeddings",
 }
 # Ours and theirs, in each layer. Their query, key and value projections stand in ours one below the other; the rotary
 # pairs are (i, i + D/2) in both, so no row changes its place.
@@ -33,19 +35,17 @@ _LAYER_NAMES = {
     "feed_forward.down": ["mlp.down_proj"],
 }
 _LLAMA_DEFAULTS = {  # what counts where a config.json is silent
-    "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     "rope_theta": 10_000.0,
-    "rope_type": "default",
-    "attention_bias": False,
-    "mlp_bias": False,
+    "tie_word_embeddings": False,
 }
 
 
-def _weight_names(n_layer: int) -> dict[str, list[str]]:
-    """Each weight of a GPTMini, and those of a Llama that it holds. Theirs has no output head: it is the embedding."""
+def _weight_names(config: GPTConfig) -> dict[str, list[str]]:
+    """Each weight of a GPTMini, and those of a Llama that it holds."""
     names = {"tok_emb.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
-    for layer in range(n_layer):
+    names |= {} if config.tied else {"head.weight": ["lm_head.weight"]}
+    for layer in range(config.n_layer):
         for ours, theirs in _LAYER_NAMES.items():
             names[f"blocks.{layer}.{ours}.weight"] = [f"model.layers.{layer}.{name}.weight" for name in theirs]
     return names
@@ -57,8 +57,6 @@ def _only_choices(config: GPTConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "num_key_value_heads": config.n_head,
         "head_dim": config.d_model // config.n_head,
-        "rms_norm_eps": NORM_EPS,
-        "rope_theta": ROPE_BASE,
         "attention_bias": False,
         "mlp_bias": False,
     }
@@ -72,12 +70,11 @@ def to_llama(config: GPTConfig, weights: dict[str, Tensor]) -> tuple[dict[str, A
         "model_type": "llama",
         **{theirs: shape[ours] for ours, theirs in _SHAPE_NAMES.items()},
         **_only_choices(config),
-        "tie_word_embeddings": True,
         "initializer_range": INIT_STD,
         "torch_dtype": "float32",
     }
     tensors = {}
-    for ours, theirs in _weight_names(config.n_layer).items():
+    for ours, theirs in _weight_names(config).items():
         tensors |= zip(theirs, weights[ours].chunk(len(theirs)), strict=True)
     return settings, {name: tensor.contiguous() for name, tensor in tensors.items()}
 
@@ -86,8 +83,7 @@ def read_llama(folder: str | Path) -> dict[str, Any]:
     """The shape and weights of a small Llama from its folder, as a checkpoint has them: `model_config` and `model`, in float32.
 
     Raises FileNotFoundError without config.json or model.safetensors, and ValueError for what is damaged or what GPTMini
-    cannot hold, all of it by name: another activation, norm or base of the rotations, grouped heads, biases, an output
-    head that is not the embedding.
+    cannot hold, all of it by name: another activation, grouped heads, biases, positions that are scaled.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
@@ -96,16 +92,15 @@ def read_llama(folder: str | Path) -> dict[str, Any]:
                 f"there is no {folder / name}: a model's folder is one that `export` wrote, or a Llama kept as safetensors"
             )
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = GPTConfig(**{ours: settings[theirs] for ours, theirs in _SHAPE_NAMES.items()})
-        tensors = load_file(folder / "model.safetensors")
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        settings, tensors = _read_settings(folder / "config.json"), load_file(folder / "model.safetensors")
+        is_llama = settings.get("model_type") == "llama"  # others call their shape by other names
+        config = GPTConfig(**{ours: settings[theirs] for ours, theirs in _SHAPE_NAMES.items()}) if is_llama else None
+    except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no Llama that can be read ({error!r}): fetch or export it again") from error
-    usual = replace(config, hidden=None)
-    if usual.d_hidden == config.d_hidden:
-        config = usual
     _refuse_others(settings, config, tensors, folder)
-    names = _weight_names(config.n_layer)
+    usual = replace(config, hidden=None)
+    config = usual if usual.d_hidden == config.d_hidden else config
+    names = _weight_names(config)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPTMini(config).state_dict().items()}
     try:
@@ -114,23 +109,31 @@ def read_llama(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder / 'model.safetensors'} lacks {error}, which config.json says is there") from error
     if odd := [f"{names[name]} {tuple(value.shape)}" for name, value in weights.items() if value.shape != shapes[name]]:
         raise ValueError(f"{folder / 'model.safetensors'} has other shapes than config.json says: {', '.join(odd)}")
+    if not config.tied and weights["head.weight"].equal(weights["tok_emb.weight"]):  # one table, kept twice
+        config = replace(config, tied=True)
+        del weights["head.weight"]
     return {"model_config": asdict(config), "model": weights}
 
 
-def _refuse_others(settings: dict[str, Any], config: GPTConfig, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Raise ValueError where a Llama is more than GPTMini can hold, naming each such thing with what is there and needed."""
-    needed = _only_choices(config)
-    # Where it is None, or its name is missing, both follow from the rest, and as here.
-    found = needed | _LLAMA_DEFAULTS | {name: value for name, value in settings.items() if value is not None}
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A config.json with what counts where it is silent, and with the settings of the rotations in one place."""
+    settings = {
+        name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if value is not None
+    }
+    found = _LLAMA_DEFAULTS | settings
     for newer_or_older in ("rope_parameters", "rope_scaling"):
-        rope = settings.get(newer_or_older) or {}
+        rope = settings.get(newer_or_older, {})
         found |= {"rope_type" if name == "type" else name: value for name, value in rope.items()}
-    embedding = tensors.get("model.embed_tokens.weight")
-    tied = "lm_head.weight" not in tensors or embedding is None or embedding.equal(tensors["lm_head.weight"])
-    found |= {"biases": sorted(name for name in tensors if name.endswith(".bias")), "output head": "embedding"}
-    found |= {} if tied else {"output head": "its own"}
-    needed |= {"model_type": "llama", "rope_type": "default", "biases": [], "output head": "embedding"}
-    if wrong := [
-        f"{name} is {found.get(name)}, not {value}" for name, value in needed.items() if found.get(name) != value
-    ]:
+    return found
+
+
+def _refuse_others(
+    settings: dict[str, Any], config: GPTConfig | None, tensors: dict[str, Tensor], folder: Path
+) -> None:
+    """Raise ValueError where a model is not a Llama, or more than GPTMini can hold, naming each such thing, found and needed."""
+    needed = _only_choices(config) | {"rope_type": "default", "biases": []} if config else {}
+    found = needed | settings | {"biases": sorted(name for name in tensors if name.endswith(".bias"))}
+    needed["model_type"] = "llama"
+    wrong = [f"{name} is {found.get(name)}, not {value}" for name, value in needed.items() if found.get(name) != value]
+    if wrong:
         raise ValueError(f"GPTMini cannot hold the model in {folder}: {'; '.join(wrong)}")

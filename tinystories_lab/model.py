@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tinystories_lab.attention import KVCache, apply_rope, causal_attention, rope_tables
 
-NORM_EPS = 1e-5
 INIT_STD = 0.02
 # In the loss, whose logits are all that is held: 33 and 262 MB for 8,000 tokens in float32. A GPU wants large products.
 _TOKENS_AT_ONCE = {"cpu": 1_024, "gpu": 8_192}
@@ -31,14 +30,15 @@ class GPTConfig:
     d_model: int = 320
     max_len: int = 512
     hidden: int | None = None  # width of the SwiGLU, where it is not the usual: see d_hidden
+    norm_eps: float = 1e-5
+    rope_base: float = 10_000.0
+    tied: bool = True  # the embedding is also the output head
 
     def __post_init__(self) -> None:
-        if min(value for value in vars(self).values() if value is not None) < 1:
-            raise ValueError(f"every value of {self} must be at least 1")
+        if min(value for value in vars(self).values() if type(value) is int) < 1:
+            raise ValueError(f"every size in {self} must be at least 1")
         if self.d_model % self.n_head or self.d_model // self.n_head % 2:
-            raise ValueError(
-                f"d_model {self.d_model} over n_head {self.n_head} must be an even number: RoPE turns pairs"
-            )
+            raise ValueError(f"d_model {self.d_model} over n_head {self.n_head} must be even: RoPE turns pairs")
 
     @property
     def d_hidden(self) -> int:
@@ -82,9 +82,9 @@ class _Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.attention = _Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.feed_forward = _SwiGLU(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
@@ -103,10 +103,11 @@ class GPTMini(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_emb = nn.Embedding(config.vocab_size, config.d_model)  # also the output head
+        self.tok_emb = nn.Embedding(config.vocab_size, config.d_model)
+        self.head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
-        cos, sin = rope_tables(config.max_len, config.d_model // config.n_head)
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        cos, sin = rope_tables(config.max_len, config.d_model // config.n_head, config.rope_base)
         # Not persistent: they follow from the config, so a checkpoint need not hold them.
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -141,15 +142,14 @@ class GPTMini(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, causal_attention if cache is None else partial(cache.attend, layer))
         x = self.norm(x if cache is None else cache.last(x))
+        head = (self.tok_emb if self.head is None else self.head).weight  # (V, C)
         if targets is None:
-            return F.linear(x, self.tok_emb.weight), None
-        total = torch.zeros((), device=x.device)
+            return F.linear(x, head), None
         at_once = _TOKENS_AT_ONCE["cpu" if x.device.type == "cpu" else "gpu"]
         parts = zip(x.flatten(0, 1).split(at_once), targets.flatten().split(at_once), strict=True)
+        total = torch.zeros((), device=x.device)
         for part, wanted in parts:  # each part's logits are made again for the gradient, and not kept till then
-            total = total + checkpoint(
-                _summed_loss, part, self.tok_emb.weight, wanted, use_reentrant=False, preserve_rng_state=False
-            )
+            total = total + checkpoint(_summed_loss, part, head, wanted, use_reentrant=False, preserve_rng_state=False)
         return None, total / targets.numel()
 
     def new_cache(self, lengths: Sequence[int]) -> KVCache:

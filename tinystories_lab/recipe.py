@@ -124,9 +124,9 @@ def make_optimizer(model: GPTMini, config: TrainConfig) -> torch.optim.Optimizer
 
     A group's `lr_ratio` is its learning rate over `lr_at`.
     """
-    # By identity, not by name: the chapter's `'embed' in name` misses a parameter called tok_emb.
-    matrices = [p for p in model.parameters() if p.ndim >= 2 and p is not model.tok_emb.weight]
-    others = [p for p in model.parameters() if p.ndim < 2 or p is model.tok_emb.weight]
+    # By place, not by name: the chapter's `'embed' in name` misses a parameter called tok_emb.
+    matrices = [p for p in model.blocks.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     betas, eps = (config.beta1, config.beta2), config.eps
     if config.optimizer == "muon":
         ratio = config.matrix_lr / config.peak_lr

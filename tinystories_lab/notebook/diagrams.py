@@ -105,7 +105,8 @@ def network(config: GPTConfig) -> Figure:
     green = {"facecolor": _GREEN_TINT, "edgecolor": GREEN}
     _box(axes, 0.4, 5.05, 2.8, 0.4, "ids  (B, T)", **grey)
     _box(axes, 0.4, 4.45, 2.8, 0.4, f"embedding  {embedding:,}", **green)
-    _box(axes, 0.4, 0.75, 2.8, 0.4, "norm, then the embedding", **green)
+    head = "the embedding" if config.tied else f"head  {embedding:,}"
+    _box(axes, 0.4, 0.75, 2.8, 0.4, f"norm, then {head}", **green)
     _box(axes, 0.4, 0.1, 2.8, 0.4, f"logits  (B, T, {config.vocab_size:,})", **grey)
     return axes.figure
 
