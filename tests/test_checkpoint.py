@@ -22,10 +22,9 @@ from tinystories_lab.checkpoint import (
     load_model,
     save_checkpoint,
     step_checkpoints,
-    write_checkpoint,
 )
 from tinystories_lab.copies import list_copy
-from tinystories_lab.model import GPTConfig, GPTMini, rope_tables
+from tinystories_lab.model import GPTConfig, rope_tables
 from tinystories_lab.recipe import TrainConfig
 from tinystories_lab.state import TrainState
 from tinystories_lab.step import take_step
@@ -65,7 +64,7 @@ def assert_equal(one, other):
 @pytest.fixture(scope="module")
 def good_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("good") / "last.pt"
-    write_checkpoint(path, trained_state().checkpoint())
+    save_checkpoint(path, trained_state().checkpoint())
     return path
 
 
@@ -77,7 +76,7 @@ def good_bytes(good_file):
 def test_every_number_comes_back(tmp_path):
     state = trained_state()
     state.skipped_updates = 7
-    write_checkpoint(tmp_path / "last.pt", state.checkpoint())
+    save_checkpoint(tmp_path / "last.pt", state.checkpoint())
     random_before = torch.get_rng_state()
     torch.rand(5)
     other = TrainState.new(MICRO, CONFIG, "f" * 64, "d" * 64, CPU, torch.float16)
@@ -91,28 +90,25 @@ def test_every_number_comes_back(tmp_path):
 
 
 def test_a_checkpoint_holds_the_choices_and_further_plain_values(tmp_path):
-    model = GPTMini(MICRO)
     plain = {"note": "first", "numbers": [1, 2.5, None, True], "table": torch.arange(3)}
-    save_checkpoint(tmp_path / "a.pt", model, step=4, tokenizer_sha256="abc", **plain)
-    checkpoint = load_checkpoint(tmp_path / "a.pt", {"step"})
-    assert checkpoint["step"] == 4 and checkpoint["tokenizer_sha256"] == "abc"
+    save_checkpoint(tmp_path / "a.pt", trained_state().checkpoint() | plain)
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert checkpoint["step"] == 3 and checkpoint["tokenizer_sha256"] == "f" * 64
     assert GPTConfig(**checkpoint["model_config"]) == MICRO
+    assert TrainConfig(**checkpoint["train_config"]) == CONFIG
     assert_equal({key: checkpoint[key] for key in plain}, plain)
-    write_checkpoint(tmp_path / "b.pt", trained_state().checkpoint())
-    assert TrainConfig(**load_checkpoint(tmp_path / "b.pt")["train_config"]) == CONFIG
 
 
 def test_a_model_alone_loads_in_evaluation_mode_with_its_tables(tmp_path):
-    torch.manual_seed(3)
-    model = GPTMini(MICRO)
-    save_checkpoint(tmp_path / "final.pt", model, step=1)
+    state = trained_state(1)
+    save_checkpoint(tmp_path / "final.pt", state.model_checkpoint())
     loaded = load_model(tmp_path / "final.pt")
     assert not loaded.training and loaded.config == MICRO
-    assert_equal(loaded.state_dict(), model.state_dict())
+    assert_equal(loaded.state_dict(), state.model.state_dict())
     cos, sin = rope_tables(16, 16, 10_000.0)
     assert torch.equal(loaded.cos, cos) and torch.equal(loaded.sin, sin)
     ids = torch.arange(16)[None]
-    assert torch.equal(loaded(ids)[0], model(ids)[0])
+    assert torch.equal(loaded(ids)[0], state.model(ids)[0])
     with pytest.raises(ValueError, match=r"final\.pt is not a checkpoint to resume: it lacks .*'optimizer'"):
         load_checkpoint(tmp_path / "final.pt")
 
@@ -228,7 +224,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, good_file):
 def test_without_checkpoints_there_is_no_latest(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "not there") is None
-    save_checkpoint(tmp_path / "final.pt", GPTMini(MICRO), step=1)
+    save_checkpoint(tmp_path / "final.pt", trained_state(1).model_checkpoint())
     assert latest_checkpoint(tmp_path) is None, "final.pt holds a model alone and cannot resume"
 
 
@@ -265,7 +261,7 @@ def test_when_no_checkpoint_verifies_nothing_starts_anew(tmp_path):
 def at_step(step, path):
     state = trained_state(1)
     state.step = step
-    write_checkpoint(path, state.checkpoint())
+    save_checkpoint(path, state.checkpoint())
     return path
 
 
@@ -336,13 +332,13 @@ def test_files_that_only_look_like_kept_steps_are_left_alone(tmp_path, good_file
 @pytest.mark.parametrize("where", ["weight", "moment"])
 def test_values_that_are_not_finite_are_neither_saved_nor_trusted(tmp_path, where, value):
     state = trained_state(1)
-    write_checkpoint(tmp_path / "last.pt", state.checkpoint())
+    save_checkpoint(tmp_path / "last.pt", state.checkpoint())
     before = (tmp_path / "last.pt").read_bytes()
     weight = state.model.norm.weight
     with torch.no_grad():
         (weight if where == "weight" else state.optimizer.state[weight]["exp_avg"])[3] = value
     with pytest.raises(FloatingPointError, match=r"holds values that are not finite: .*last\.pt was left as it was"):
-        write_checkpoint(tmp_path / "last.pt", state.checkpoint())
+        save_checkpoint(tmp_path / "last.pt", state.checkpoint())
     assert (tmp_path / "last.pt").read_bytes() == before
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     if where == "weight":
@@ -368,7 +364,7 @@ def test_a_file_with_the_right_names_and_other_things_in_them_is_refused_by_name
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure):
-    write_checkpoint(tmp_path / "last.pt", trained_state(1).checkpoint())
+    save_checkpoint(tmp_path / "last.pt", trained_state(1).checkpoint())
     before = (tmp_path / "last.pt").read_bytes()
 
     def fill_the_disk(checkpoint, file):
@@ -377,7 +373,7 @@ def test_a_failing_save_keeps_the_old_checkpoint(tmp_path, monkeypatch, failure)
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
     with pytest.raises(type(failure)):
-        write_checkpoint(tmp_path / "last.pt", trained_state(2).checkpoint())
+        save_checkpoint(tmp_path / "last.pt", trained_state(2).checkpoint())
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     assert (tmp_path / "last.pt").read_bytes() == before
 
@@ -390,14 +386,14 @@ def test_a_file_that_cannot_grow_further_is_an_os_error_wherever_it_ends(tmp_pat
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_checkpoint(tmp_path / "last.pt", state.checkpoint())
+            save_checkpoint(tmp_path / "last.pt", state.checkpoint())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
 
 
 def test_resuming_another_model_tokenizer_or_data_is_refused_with_both_values(tmp_path):
-    write_checkpoint(tmp_path / "last.pt", trained_state().checkpoint())
+    save_checkpoint(tmp_path / "last.pt", trained_state().checkpoint())
     other = TrainState.new(replace(MICRO, n_layer=2), CONFIG, "e" * 64, "c" * 64, CPU, torch.float32)
     with pytest.raises(ValueError) as refused:
         other.restore(other.load_same_run(tmp_path / "last.pt"))
@@ -414,7 +410,7 @@ def test_resuming_another_model_tokenizer_or_data_is_refused_with_both_values(tm
 def test_a_run_may_go_on_in_another_precision(tmp_path, before, now):
     """Colab lends an A100 today and a T4 tomorrow."""
     state = trained_state(dtype=before)
-    write_checkpoint(tmp_path / "last.pt", state.checkpoint())
+    save_checkpoint(tmp_path / "last.pt", state.checkpoint())
     other = TrainState.new(MICRO, CONFIG, "f" * 64, "d" * 64, CPU, now)
     other.restore(other.load_same_run(tmp_path / "last.pt"))
     assert_equal(other.model.state_dict(), state.model.state_dict())
@@ -443,10 +439,10 @@ def test_a_run_from_before_a_choice_could_be_made_goes_on_with_its_default(tmp_p
     checkpoint = state.checkpoint()
     for choices in (checkpoint["model_config"], checkpoint["train_config"]):
         del choices[list(choices)[-1]]
-    write_checkpoint(tmp_path / "last.pt", checkpoint)
+    save_checkpoint(tmp_path / "last.pt", checkpoint)
     assert state.load_same_run(tmp_path / "last.pt")["step"] == 3
 
 
 def test_no_partial_file_is_left_beside_a_checkpoint(tmp_path):
-    write_checkpoint(tmp_path / "runs" / "new" / "last.pt", trained_state(1).checkpoint())
+    save_checkpoint(tmp_path / "runs" / "new" / "last.pt", trained_state(1).checkpoint())
     assert [path.name for path in Path(tmp_path / "runs" / "new").iterdir()] == ["last.pt"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tinystories_lab import mirror, session
-from tinystories_lab.checkpoint import MIRROR_SLOTS, load_checkpoint, write_checkpoint
+from tinystories_lab.checkpoint import MIRROR_SLOTS, load_checkpoint, save_checkpoint
 from tinystories_lab.copies import copy_in_place, read_json, read_manifest, sha256_of, write_json
 from tinystories_lab.mirror import _RUN_FILES, _SLOTS, DATA_FILES, Mirror
 from tinystories_lab.recipe import TrainConfig
@@ -37,7 +37,7 @@ class Machine:
     def save(self, step: int) -> None:
         append_row(self.run_dir / "loss.jsonl", {"step": step}) if self.run_dir.exists() else None
         self.state.step = step
-        write_checkpoint(self.run_dir / "last.pt", self.state.checkpoint())
+        save_checkpoint(self.run_dir / "last.pt", self.state.checkpoint())
         if not (self.run_dir / "loss.jsonl").exists():
             append_row(self.run_dir / "loss.jsonl", {"step": step})
 
@@ -105,10 +105,10 @@ def test_the_files_on_the_mirror_are_few_stay_few_and_below_three_checkpoints(ma
     for name in _RUN_FILES:
         (machine.run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (machine.run_dir / name).write_bytes(b"x" * 10)
-    write_checkpoint(machine.run_dir / "final.pt", machine.state.model_checkpoint())
+    save_checkpoint(machine.run_dir / "final.pt", machine.state.model_checkpoint())
     for step in range(10, 210, 10):
         machine.save(step)
-        write_checkpoint(machine.run_dir / f"step_{step:05d}.pt", machine.state.checkpoint())
+        save_checkpoint(machine.run_dir / f"step_{step:05d}.pt", machine.state.checkpoint())
         machine.copy()
     there = {path.name: path.stat().st_size for path in machine.mirror_dir.iterdir()}
     assert set(there) <= {*_RUN_FILES, *_SLOTS, *_SLOTS.values(), "manifest.json", "writer.json"}

@@ -20,7 +20,7 @@ from micro import differences, log_of, same
 
 import tinystories_lab
 from tinystories_lab import compiling, keeper, recipe, step, trainer
-from tinystories_lab.checkpoint import load_checkpoint, load_model, write_checkpoint
+from tinystories_lab.checkpoint import load_checkpoint, load_model, save_checkpoint
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTMini
 from tinystories_lab.recipe import lr_at
@@ -237,10 +237,10 @@ def saved_steps(monkeypatch, run, *arguments, **changes):
     def count(path, checkpoint):
         if path.name == "last.pt":
             steps.append(checkpoint["step"])
-        write_checkpoint(path, checkpoint)
+        save_checkpoint(path, checkpoint)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "write_checkpoint", count)
+        patch.setattr(keeper, "save_checkpoint", count)
         list(run(*arguments, **changes))
     return steps
 
@@ -251,9 +251,9 @@ def refuse_to_write(patch, names, error):
     def refuse(path, checkpoint):
         if path.match(names):
             raise error
-        write_checkpoint(path, checkpoint)
+        save_checkpoint(path, checkpoint)
 
-    patch.setattr(keeper, "write_checkpoint", refuse)
+    patch.setattr(keeper, "save_checkpoint", refuse)
 
 
 def test_last_pt_is_saved_every_so_many_steps_and_before_each_evaluation(run, tmp_path, monkeypatch):
@@ -828,9 +828,9 @@ def slowly(monkeypatch, run_dir, may_go_on):
     def write(path, checkpoint):
         if path.name == "last.pt":
             assert may_go_on.wait(30)
-        write_checkpoint(path, checkpoint)
+        save_checkpoint(path, checkpoint)
 
-    monkeypatch.setattr(keeper, "write_checkpoint", write)
+    monkeypatch.setattr(keeper, "save_checkpoint", write)
 
 
 def test_a_run_saved_beside_the_training_is_the_same(beside, run, uninterrupted, tmp_path):
@@ -880,10 +880,10 @@ def test_a_save_beside_that_fails_warns_and_the_run_ends_whole(beside, run, unin
         for row in run(tmp_path, log_every=1):
             if row["step"] == 5:
                 monkeypatch.setattr(
-                    keeper, "write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+                    keeper, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
                 )
             if row["step"] == 9:
-                monkeypatch.setattr(keeper, "write_checkpoint", write_checkpoint)
+                monkeypatch.setattr(keeper, "save_checkpoint", save_checkpoint)
     assert not differences(tmp_path, uninterrupted(log_every=1))
 
 

@@ -3,7 +3,6 @@
 import pickle
 import warnings
 import zipfile
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,42 +20,8 @@ RESUME_KEYS |= {"seconds", "skipped_updates", "row"}
 MIRROR_SLOTS = ("last.0.pt", "last.1.pt")  # where `Mirror` copies last.pt in turn
 
 
-def save_checkpoint(
-    path: str | Path,
-    model: GPTMini,
-    optimizer: torch.optim.Optimizer | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-    **plain: Any,
-) -> None:
-    """Write a checkpoint whole: `checkpoint_of` what is given, by `write_checkpoint`."""
-    write_checkpoint(path, checkpoint_of(model, optimizer, scaler, **plain))
-
-
-def checkpoint_of(
-    model: GPTMini,
-    optimizer: torch.optim.Optimizer | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-    *,
-    step: int,
-    tokenizer_sha256: str | None = None,
-    **plain: Any,
-) -> dict[str, Any]:
-    """What a checkpoint holds; its tensors are those of the model and optimizer, not copies.
-
-    `step` is the next step to run, counted from 0: as many steps are finished. Learning rate and batches follow from
-    it, so neither is kept. With optimizer and scaler the run can resume from it; without, it only holds a
-    model. `plain` takes further tensors and plain values.
-    """
-    checkpoint = {"step": step, "model": model.state_dict(), "model_config": asdict(model.config)}
-    checkpoint |= {"tokenizer_sha256": tokenizer_sha256, **plain}
-    if optimizer is not None and scaler is not None:
-        checkpoint |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        checkpoint["torch_rng"] = torch.get_rng_state()
-    return checkpoint
-
-
-def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint whole: written beside, synced, renamed.
+def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint (as of `TrainState.checkpoint`; further tensors and plain values may be in it) whole or not at all.
 
     Raises OSError when the disk refuses, FloatingPointError when weights or moments are not finite; both leave the file
     that was there.
@@ -143,6 +108,14 @@ def latest_checkpoint(run_dir: str | Path, mirror_dir: str | Path | None = None)
             "`--fresh`, to start anew"
         )
     return newest
+
+
+def step_of(path: str | Path, keys: set[str] = RESUME_KEYS) -> int:
+    """The step of a checkpoint that `load_checkpoint` can read; -1 where there is none."""
+    try:
+        return load_checkpoint(path, keys)["step"]
+    except (FileNotFoundError, ValueError):
+        return -1
 
 
 def step_checkpoints(run_dir: str | Path) -> list[Path]:

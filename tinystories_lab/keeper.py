@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, step_checkpoints, write_checkpoint
+from tinystories_lab.checkpoint import MODEL_KEYS, save_checkpoint, step_checkpoints, step_of
 from tinystories_lab.ranks import rank
 from tinystories_lab.runlog import Row, append_row
 from tinystories_lab.state import TrainState
@@ -76,13 +76,13 @@ class Keeper:
     def finish(self) -> None:
         """See to it that final.pt holds the last step's model: it may be lost, or of fewer total_steps. Raises OSError."""
         self.settle()
-        if rank() == 0 and _step_of_model(self.run_dir / "final.pt") != self.state.step:
-            write_checkpoint(self.run_dir / "final.pt", self.state.model_checkpoint())
+        if rank() == 0 and step_of(self.run_dir / "final.pt", MODEL_KEYS) != self.state.step:
+            save_checkpoint(self.run_dir / "final.pt", self.state.model_checkpoint())
 
     def _write(self, name: str, checkpoint: dict[str, Any]) -> None:
         path = self.run_dir / name
         try:
-            write_checkpoint(path, checkpoint)
+            save_checkpoint(path, checkpoint)
             if name == "last.pt":
                 self.saved_step = checkpoint["step"]
                 self._on_saved()
@@ -91,10 +91,3 @@ class Keeper:
                     old.unlink(missing_ok=True)
         except (OSError, FloatingPointError) as error:
             self._trouble.append(f"{path} could not be saved ({error}): what was there is kept, and training goes on")
-
-
-def _step_of_model(path: Path) -> int | None:
-    try:
-        return load_checkpoint(path, MODEL_KEYS)["step"]
-    except (FileNotFoundError, ValueError):
-        return None

@@ -8,7 +8,7 @@ import time
 import warnings
 from pathlib import Path
 
-from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
+from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint, step_of
 from tinystories_lab.copies import copy_in_place, fetch_files, is_listed, list_copy
 from tinystories_lab.files import replace_whole
 from tinystories_lab.session import Claim
@@ -147,7 +147,7 @@ class Mirror:
         if not last.exists():
             return
         if not self._slot_steps:
-            self._slot_steps = {slot: _step_in(slot) for slot in map(self.mirror_dir.joinpath, _SLOTS)}
+            self._slot_steps = {slot: step_of(slot) for slot in map(self.mirror_dir.joinpath, _SLOTS)}
         older, newest = sorted(self._slot_steps, key=self._slot_steps.__getitem__)
         if not is_listed(last, newest):
             with open(last, "rb") as source:  # opened before the log is copied: the log has every row of its steps
@@ -159,10 +159,3 @@ class Mirror:
             self._slot_steps[newest] = load_checkpoint(newest)["step"]  # what counts is what is there
             list_copy(newest, entry | {"step": self._slot_steps[newest]})
         self.step = self._slot_steps[newest]
-
-
-def _step_in(checkpoint: Path) -> int:
-    try:
-        return load_checkpoint(checkpoint)["step"]
-    except (FileNotFoundError, ValueError):
-        return -1

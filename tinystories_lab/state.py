@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tinystories_lab.checkpoint import checkpoint_of, load_checkpoint
+from tinystories_lab.checkpoint import load_checkpoint
 from tinystories_lab.model import GPTConfig, GPTMini
 from tinystories_lab.recipe import MAY_CHANGE, TrainConfig, lr_at, make_optimizer
 from tinystories_lab.runlog import Row
@@ -69,16 +69,31 @@ class TrainState:
             "loss_scale": self.scaler.get_scale(),
         }
 
-    def checkpoint(self, orderly: bool = False) -> dict[str, Any]:
-        """What to resume from (see `checkpoint_of`); `orderly` says that the session ends with it."""
-        names = ("tokenizer_sha256", "data_sha256", "seconds", "skipped_updates", "row")
-        plain = {name: getattr(self, name) for name in names} | {"saved_at": time.time(), "orderly": orderly}
-        state = (self.model, self.optimizer, self.scaler)
-        return checkpoint_of(*state, step=self.step, train_config=asdict(self.config), **plain)
-
     def model_checkpoint(self) -> dict[str, Any]:
-        """The model alone."""
-        return checkpoint_of(self.model, step=self.step, tokenizer_sha256=self.tokenizer_sha256)
+        """The model alone; the tensors are its own, not copies.
+
+        `step` is the next one to run, counted from 0: as many are finished. Learning rate and batches follow from it, so
+        neither is kept.
+        """
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "model_config": asdict(self.model.config),
+            "tokenizer_sha256": self.tokenizer_sha256,
+        }
+
+    def checkpoint(self, orderly: bool = False) -> dict[str, Any]:
+        """What to resume from, the model too; `orderly` says that the session ends with it."""
+        plain = {name: getattr(self, name) for name in ("data_sha256", "seconds", "skipped_updates", "row")}
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "train_config": asdict(self.config),
+            "saved_at": time.time(),
+            "orderly": orderly,
+        }
+        return self.model_checkpoint() | plain | state
 
     def load_same_run(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint of this run. Raises ValueError when it is of another one, saying what differs."""

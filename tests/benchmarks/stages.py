@@ -237,8 +237,8 @@ def generate(source: str, large: bool) -> list[Row]:
     rows, count = [], 500
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "final.pt"
-        torch.manual_seed(0)
-        save_checkpoint(path, GPTMini(GPTConfig()), step=0)
+        state = TrainState.new(GPTConfig(), TrainConfig(), "", "", torch.device("cpu"), torch.float32)
+        save_checkpoint(path, state.model_checkpoint())
 
         def first() -> None:
             next(stream(load_model(path), [1, 2, 3], 1, seed=0))
