@@ -14,8 +14,6 @@ from tinystories_lab.model import GPTMini
 from tinystories_lab.sampling import TEMPERATURE, TOP_K, next_token_probabilities
 from tinystories_lab.tokenizer import first_ids
 
-LIKELIEST = 12
-
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """What a token stands for; bytes that are only a part of a character as `\\xc3`. Raises ValueError for one that is not there."""
@@ -43,7 +41,7 @@ def likely_next(
     temperature: float = TEMPERATURE,
     top_k: int | None = TOP_K,
     top_p: float | None = None,
-    count: int = LIKELIEST,
+    count: int = 12,
     told: int | None = None,
 ) -> list[tuple[str, float, float]]:
     """The `count` likeliest tokens after `ids`: (text in quotes, odds with these settings, the model's own odds).

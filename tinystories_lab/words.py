@@ -45,12 +45,12 @@ def opening(story: str, words: int = 4) -> str:
     return " ".join(story[: _end_of_opening(story, words)].split())
 
 
-def prompt_of(story: str, tokenizer: Tokenizer, words: int = 4) -> str:
+def prompt_of(story: str, tokenizer: Tokenizer) -> str:
     """How a story begins, up to the end of the token that its fourth word ends in.
 
     A model has never seen a token cut short: without spaces, a prompt that ends inside one would be a riddle to it.
     """
-    end = _end_of_opening(story, words)
+    end = _end_of_opening(story, words=4)
     return story[: next((last for _, last in tokenizer.encode(story).offsets if last >= end), end)]
 
 
