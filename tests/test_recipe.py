@@ -105,13 +105,15 @@ def test_minutes_between_saves_must_be_above_nothing(minutes):
 # --- muon -------------------------------------------------------------------------------------------------------------
 
 
-def test_muon_has_the_layers_matrices_and_adamw_the_rest():
-    model = GPTMini(GPTConfig(300, 2, 2, 32, 16))
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_has_the_layers_matrices_and_adamw_the_rest(tied):
+    model = GPTMini(GPTConfig(300, 2, 2, 32, 16, tied=tied))
     optimizer = make_optimizer(model, TrainConfig(optimizer="muon", peak_lr=2e-3, matrix_lr=8e-3, weight_decay=0.05))
     of_muon, of_adamw = optimizer.param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)].split(".")[-2] for p in of_muon["params"]} == {"qkv", "out", "gate", "up", "down"}
-    assert all("norm" in names[id(p)] or names[id(p)] == "tok_emb.weight" for p in of_adamw["params"])
+    others = ("tok_emb.weight", "head.weight")
+    assert all("norm" in names[id(p)] or names[id(p)] in others for p in of_adamw["params"])
     assert len(of_muon["params"]) + len(of_adamw["params"]) == len(names)
     assert of_muon["lr_ratio"] == 4 and "lr_ratio" not in of_adamw
     assert (of_muon["weight_decay"], of_adamw["weight_decay"]) == (0.05, 0)
