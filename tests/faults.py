@@ -33,8 +33,6 @@ from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_che
 from tinystories_lab.runlog import read_log
 from tinystories_lab.trainer import train
 
-os.environ["OMP_NUM_THREADS"] = "1"  # sums go by thread
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the server, which imports what is forked then
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["faults"])
 CADENCE = {"log_every": 1, "eval_every": 15, "save_every": 7, "keep_every": 16}
@@ -424,6 +422,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25, help="processes to kill in all (default: 25)")
     kills = parser.parse_args().kills
+    os.environ["OMP_NUM_THREADS"] = "1"  # sums go by thread
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the server, which imports what is forked
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
         print(f"{CONFIG.total_steps} steps, saved every {CONFIG.save_every}: {lab.seconds:.1f} s uninterrupted\n")

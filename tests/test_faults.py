@@ -1,6 +1,9 @@
 """A run that cannot be lost: what the fault harness (tests/faults.py) found, in a process that conftest.py starts."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from faults import CONFIG, FAULTS
@@ -14,6 +17,11 @@ def table(request):
     assert harness.returncode == 0, output + errors[-3_000:]
     lines = re.findall(r"^(.+?) +(\d+) +(\d+) +(yes|NO)$", output, re.MULTILINE)
     return {fault: (int(times), int(lost), equal == "yes") for fault, times, lost, equal in lines}
+
+
+def test_its_one_thread_and_its_path_are_its_own_and_not_the_other_tests():
+    look = "import os; before = dict(os.environ); import faults; assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", look], cwd=Path(__file__).parent, check=True)
 
 
 def test_after_every_fault_the_run_ends_bit_for_bit_as_if_nothing_had_happened(table):

@@ -98,7 +98,7 @@ class TrainState:
     def load_same_run(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint of this run. Raises ValueError when it is of another one, saying what differs."""
         checkpoint = load_checkpoint(path)
-        # A choice that was none when it was made had the value that is the default now.
+        # A choice that there was not yet when it was saved had the value that is now the default.
         there = asdict(GPTConfig()) | checkpoint["model_config"] | asdict(TrainConfig()) | checkpoint["train_config"]
         now = asdict(self.model.config) | asdict(self.config)
         for what, name in (("tokenizer", "tokenizer_sha256"), ("data", "data_sha256")):
