@@ -1,4 +1,4 @@
-"""What the tests share: a micro run that trains in a second, and an environment that leads nowhere outside of them."""
+"""What the tests share: a micro run that trains in a second, and an environment of their own."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ os.environ["TINYSTORIES_LAB_WORKSPACE"] = WORKSPACE
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Micro matrices gain nothing from a second thread, and beside other work waiting for it costs tenfold.
+# Micro matrices gain nothing from a second thread.
 torch.set_num_threads(1)
 
 # The same examples at every run, however busy the machine; nothing is written beside the tests.
@@ -65,7 +65,7 @@ def stories():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A real data folder. Shared by all tests: copy it before changing anything."""
+    """A real data folder, shared by all tests: copy it before changing anything."""
     folder = tmp_path_factory.mktemp("data")
     micro.make_data(folder)
     return folder
@@ -73,7 +73,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(data_dir):
-    """The one of that folder. Shared by all tests, too."""
+    """The tokenizer of that folder, shared by all tests as well."""
     return load_tokenizer(data_dir / "tokenizer.json")
 
 
@@ -89,18 +89,28 @@ def train_config():
 
 @pytest.fixture(scope="session")
 def run(data_dir, model_config, train_config):
-    """`run(folder, log_every=1)` gives the iterator of a micro run with such changes to its choices."""
+    """`run(folder, log_every=1)` returns the rows of a micro run with such changes to its TrainConfig."""
 
-    def start(run_dir, dtype=torch.float32, **changes):  # whatever this CPU is good at
-        mirrored = {"mirror_root": changes.pop("mirror_root")} if "mirror_root" in changes else {}
-        return train(run_dir, data_dir, model_config, replace(train_config, **changes), "cpu", dtype, **mirrored)
+    def start(run_dir, dtype=torch.float32, should_stop=lambda: False, **changes):  # not the dtype this CPU is good at
+        config = replace(train_config, **changes)
+        return train(run_dir, data_dir, model_config, config, "cpu", dtype, should_stop=should_stop)
 
     return start
 
 
 @pytest.fixture(scope="session")
+def lab(data_dir):
+    """`lab(folder, log_every=1)` returns the workspace of a micro run in that folder, for `train_run`."""
+
+    def plan(run_dir, mirror_root=None, **changes):
+        return micro.workspace(run_dir, data_dir, mirror_root, **changes)
+
+    return plan
+
+
+@pytest.fixture(scope="session")
 def uninterrupted(run, tmp_path_factory):
-    """A finished micro run with such changes to its choices; each is made once, so leave it as it is."""
+    """`uninterrupted(log_every=1)` returns the folder of such a finished run. Each is made once, so do not change it."""
     made = {}
 
     def finished(**changes):

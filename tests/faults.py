@@ -9,6 +9,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,10 +29,12 @@ import torch
 import torch._dynamo  # the first optimizer step would import it, in every process anew
 
 from tinystories_lab import checkpoint as checkpoint_module
-from tinystories_lab import copies, files, keeper, mirror
-from tinystories_lab.checkpoint import MIRROR_SLOTS, latest_checkpoint, load_checkpoint
-from tinystories_lab.runlog import read_log
-from tinystories_lab.trainer import train
+from tinystories_lab import files, trainer
+from tinystories_lab.checkpoint import latest_checkpoint, read_step, run_checkpoints
+from tinystories_lab.durability import mirror
+from tinystories_lab.durability.mirror import MIRROR_SLOTS
+from tinystories_lab.pipeline import train_run
+from tinystories_lab.run import Workspace
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["faults"])
@@ -56,7 +59,11 @@ def session(
         try:
             if fault:
                 fault(0)
-            for row in train(run_dir, data_dir, MODEL, CONFIG, "cpu", mirror_root=mirror_root):
+            lab = Workspace(
+                replace(micro.PRESET, model=MODEL, train=CONFIG), "stories.txt", data_dir, run_dir, mirror_root
+            )
+            for row in train_run(lab, "cpu", torch.float32):
+                print(f"mirrored_step={row.get('mirrored_step') or 0}")
                 if fault:
                     fault(row["step"])
         except KeyboardInterrupt:
@@ -69,7 +76,7 @@ def die() -> None:
 
 @contextmanager
 def half_written(path: Path):
-    with files.replace_whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(b"PK\3\4 half a checkpoint")
         file.flush()
         die()
@@ -88,7 +95,7 @@ def die_in_save(where: str, call: int, step: int) -> None:
             replace = os.replace
             match where:
                 case "half written":
-                    checkpoint_module.replace_whole = half_written
+                    checkpoint_module.atomic_write = half_written
                 case "not synced":
                     files.os.fsync = lambda *_: die()
                 case "not renamed":
@@ -115,7 +122,7 @@ def break_the_mirror(number: int, times: int, step: int) -> None:
     """The first so many copies fail with this error, half written."""
     if step:
         return
-    copy_in_place, calls = copies.copy_in_place, iter(range(1, sys.maxsize))
+    copy_in_place, calls = mirror.copy_in_place, iter(range(1, sys.maxsize))
 
     def fail(source: Any, target: Path) -> dict[str, Any]:
         if next(calls) <= times:
@@ -126,9 +133,11 @@ def break_the_mirror(number: int, times: int, step: int) -> None:
     mirror.copy_in_place = fail
 
 
-def save_beside(step: int) -> None:
-    """Checkpoints are written by a thread, as on a GPU."""
-    keeper.writes_beside = lambda device: True
+def save_in_background(step: int) -> None:
+    """A thread writes the checkpoints, as on a GPU."""
+    if not step:
+        writer = checkpoint_module.CheckpointWriter
+        trainer.CheckpointWriter = lambda run_dir, step, background, after_save: writer(run_dir, step, True, after_save)
 
 
 def slowly(step: int) -> None:
@@ -213,20 +222,21 @@ class Run:
         return child.exitcode
 
     def count_lost(self) -> None:
-        """How far the log got beyond the checkpoint that the next session goes on from."""
+        """How far the log got beyond the checkpoint from which the next session resumes."""
         rows = micro.log_of(self.run_dir)
-        with warnings.catch_warnings(action="ignore"):
-            self.count(rows[-1]["step"] if rows else 0, latest_checkpoint(self.run_dir))
+        self.count(rows[-1]["step"] if rows else 0, run_checkpoints(self.run_dir))
 
     def lose_the_machine(self) -> None:
-        """What is left is what the mirror has: of that, nothing may be lost that the log said to be there."""
-        with warnings.catch_warnings(action="ignore"):
-            said = [row.get("mirrored_step") or 0 for row in read_log(self.run_dir / "loss.jsonl")]
-            shutil.rmtree(self.run_dir, ignore_errors=True)
-            self.count(max(said, default=0), latest_checkpoint(self.run_dir, self.mirror_dir))
+        """Only the mirror is left: of the steps that the session knew to be there, none may be lost."""
+        log = self.run_dir.with_suffix(".log")
+        mirrored = map(int, re.findall(r"^mirrored_step=(\d+)$", log.read_text() if log.exists() else "", re.MULTILINE))
+        self.count(max(mirrored, default=0), map(self.mirror_dir.joinpath, MIRROR_SLOTS))
+        shutil.rmtree(self.run_dir, ignore_errors=True)
 
-    def count(self, reached: int, newest: Path | None) -> None:
-        self.lost = max(self.lost, reached - (step_of(newest) if newest else 0))
+    def count(self, reached: int, checkpoints: Iterable[Path]) -> None:
+        with warnings.catch_warnings(action="ignore"):
+            steps = (step for path in checkpoints if (step := verified_step(path)) is not None)
+            self.lost = max(self.lost, reached - max(steps, default=0))
 
     def finish(self) -> bool:
         """Resume until the end; returns whether the run equals the uninterrupted one."""
@@ -235,8 +245,12 @@ class Run:
         return not micro.differences(self.run_dir, self.lab.whole.run_dir)
 
 
-def step_of(path: Path) -> int:
-    return load_checkpoint(path)["step"]
+def verified_step(path: Path) -> int | None:
+    """The step of a checkpoint that can be resumed from."""
+    try:
+        return latest_checkpoint([path])[1]["step"]
+    except (TypeError, ValueError):  # there is none, or it is damaged
+        return None
 
 
 @dataclass
@@ -270,8 +284,10 @@ def killed_at_random(
     return result
 
 
-def killed_saving_beside(lab: Lab, kills: int) -> Result:
-    return killed_at_random(lab, kills, "the same, with checkpoints written by a thread as on a GPU", save_beside)
+def killed_saving_in_background(lab: Lab, kills: int) -> Result:
+    return killed_at_random(
+        lab, kills, "the same, with checkpoints written by a thread as on a GPU", save_in_background
+    )
 
 
 def killed_and_machine_lost(lab: Lab, kills: int) -> Result:
@@ -319,8 +335,10 @@ def disk_full(lab: Lab, kills: int) -> Result:
         run = lab.run()
         assert run.go(partial(fill_the_disk, step)) == 1, "final.pt could not be written: the run must not end well"
         assert not (run.run_dir / "final.pt").exists()
-        newest = latest_checkpoint(run.run_dir)
-        run.lost = CONFIG.total_steps - (step_of(newest) if newest else 0)  # it ran to the end, and could write no more
+        newest = latest_checkpoint(run_checkpoints(run.run_dir))
+        run.lost = CONFIG.total_steps - (
+            newest[1]["step"] if newest else 0
+        )  # it ran to the end, and could write no more
         result.add(run)
     return result
 
@@ -372,7 +390,7 @@ def mirror_vanishes(lab: Lab, kills: int) -> Result:
             time.sleep(0.3)
             disk.with_suffix(".unplugged").rename(disk)
         assert child.exitcode == 0, run.run_dir.with_suffix(".log").read_text()[-2_000:]
-        assert load_checkpoint(run.mirror_dir / "final.pt", {"step"})["step"] == CONFIG.total_steps
+        assert read_step(run.mirror_dir / "final.pt") == CONFIG.total_steps
         run.lose_the_machine()
         result.add(run)
     return result
@@ -384,7 +402,7 @@ def newest_slot_removed(lab: Lab, kills: int) -> Result:
         run = lab.run(mirrored=True)
         assert run.go(partial(stop_at, step)) == 130
         slots = [run.mirror_dir / slot for slot in MIRROR_SLOTS]
-        max((slot for slot in slots if slot.exists()), key=step_of).unlink()
+        max((slot for slot in slots if slot.exists()), key=read_step).unlink()
         run.lose_the_machine()
         result.add(run)
     return result
@@ -403,7 +421,7 @@ def log_torn(lab: Lab, kills: int) -> Result:
 
 FAULTS: list[Callable[[Lab, int], Result]] = [
     killed_at_random,
-    killed_saving_beside,
+    killed_saving_in_background,
     killed_and_machine_lost,
     killed_in_a_save,
     signalled(signal.SIGTERM, {128 + signal.SIGTERM}),

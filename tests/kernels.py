@@ -4,11 +4,11 @@ from pathlib import Path
 
 SMALL = """
 from dataclasses import replace
-from tinystories_lab import presets
+from tinystories_lab.run import PRESETS
 
-tiny = presets.PRESETS["tiny"]
+tiny = PRESETS["tiny"]
 cadence = dict(total_steps=150, warmup_steps=10, log_every=10, eval_every=50, save_every=20, keep_every=100)
-presets.PRESETS["tiny"] = replace(
+PRESETS["tiny"] = replace(
     tiny, max_stories=2_000, tokenizer_stories=2_000, sample_tokens=60,
     model=replace(tiny.model, vocab_size=512, d_model=64), train=replace(tiny.train, **cadence),
 )

@@ -1,4 +1,4 @@
-"""A corpus and a run so small that training takes a second, for tests and for the fault harness."""
+"""A corpus and a run so small that training takes a second, for the tests and the fault harness."""
 
 import warnings
 from itertools import product
@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from tinystories_lab.checkpoint import load_checkpoint
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.files import Row, read_log
 from tinystories_lab.model import GPTConfig
-from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import Row, read_log
+from tinystories_lab.run import Preset, Workspace
 from tinystories_lab.tokenizer import save_tokenizer, train_tokenizer, write_bin
 
-OF_THE_SESSION = {"tokens_per_second", "seconds", "eta_seconds", "resumed_from", "mirrored_step"}
+SESSION_FIELDS = {"tokens_per_second", "seconds", "eta_seconds", "resumed_from", "mirrored_step"}
 MODEL = GPTConfig(vocab_size=300, n_layer=2, n_head=2, d_model=32, max_len=16)
-TRAIN = TrainConfig(  # logging, evaluating, saving and keeping fall on different steps
+TRAIN = TrainConfig(  # logging, evaluating, saving and keeping happen at different steps
     batch_size=4,
     seq_len=16,
     total_steps=12,
@@ -29,6 +30,14 @@ TRAIN = TrainConfig(  # logging, evaluating, saving and keeping fall on differen
 )
 
 
+PRESET = Preset("micro", "stories.txt", None, 1_000, None, 20, MODEL, TRAIN)
+
+
+def workspace(run_dir: Path, data_dir: Path, mirror_root: Path | None = None, **changes: Any) -> Workspace:
+    """The workspace of a micro run with such changes to its TrainConfig."""
+    return Workspace(PRESET, PRESET.source, data_dir, run_dir, mirror_root).with_train_config(**changes)
+
+
 def make_stories() -> list[str]:
     """144 stories of about twenty tokens each, all different."""
     names, things, places = ("Lily", "Ben", "Mia"), ("ball", "kite", "boat", "hat"), ("park", "garden", "pond")
@@ -39,7 +48,7 @@ def make_stories() -> list[str]:
 
 
 def make_data(folder: Path) -> None:
-    """A real data folder of those stories, with a vocabulary of 300."""
+    """Write a real data folder of those stories, with a vocabulary of 300."""
     stories = make_stories()
     tokenizer = train_tokenizer(stories, MODEL.vocab_size)
     save_tokenizer(tokenizer, folder / "tokenizer.json")
@@ -48,7 +57,7 @@ def make_data(folder: Path) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal to the last bit, through dicts and lists."""
+    """Whether two values are equal bit for bit, through dicts and lists."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -57,14 +66,14 @@ def same(one: Any, other: Any) -> bool:
 
 
 def log_of(run_dir: Path) -> list[Row]:
-    """The rows of a run without what depends on the clock and on where sessions ended."""
+    """The rows of a run without the fields that depend on the clock or on where sessions ended."""
     with warnings.catch_warnings(action="ignore"):
         rows = read_log(run_dir / "loss.jsonl")
-    return [{key: value for key, value in row.items() if key not in OF_THE_SESSION} for row in rows]
+    return [{key: value for key, value in row.items() if key not in SESSION_FIELDS} for row in rows]
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Where two finished runs are not equal to the last bit."""
+    """What is not equal bit for bit in two finished runs."""
     found = [] if log_of(one) == log_of(other) else ["loss.jsonl"]
     kept = ("step", "model", "optimizer", "scaler", "skipped_updates", "tokenizer_sha256", "data_sha256")
     for name, keys in (("last.pt", kept), ("final.pt", ("step", "model"))):

@@ -84,7 +84,7 @@ def pictures() -> None:
                 shown = cell(page, nbformat.read(lab / "notebooks" / f"{name}.ipynb", 4), cell_id)
                 if name == "04_generate":
                     for _ in range(15):  # to a token that could have been another
-                        with changes(shown.locator(".playground-odds")):
+                        with changes(shown.locator(".playground-probabilities")):
                             slider(shown.locator(".playground-token")).press("ArrowRight")
                 image = {"03_train": "live_run", "04_generate": "playground"}[name]
                 part = shown.locator(".jp-OutputArea-output").first

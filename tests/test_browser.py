@@ -30,20 +30,22 @@ from kernels import SMALL, kernels_start_with
 from playwright.sync_api import expect, sync_playwright
 
 from notebooks import NOTEBOOKS, ROOT
-from tinystories_lab.ratings import _REAL, _TOLD, RATED
-from tinystories_lab.report import shown
-from tinystories_lab.runlog import read_log, read_rows
+from tinystories_lab.analysis.ratings import GENERATED_STORIES, QUESTIONS, REAL_STORIES
+from tinystories_lab.analysis.report import format_value
+from tinystories_lab.files import read_log, read_rows
 
+STORIES = GENERATED_STORIES + REAL_STORIES
 REQUIRED = os.environ.get("TINYSTORIES_LAB_BROWSER") == "required"  # as in CI: nothing is skipped
 pytestmark = pytest.mark.skipif(
     not find_chromium() and not REQUIRED, reason="no Chromium here (on Debian: apt-get install chromium)"
 )
 READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
-PARTS = ("prompt", "temperature", "top_k", "top_p", "length", "seed", "tell", "stop", "said", "story", "token", "odds")
+PARTS = ("prompt", "temperature", "top_k", "top_p", "length", "seed", "token")
+PARTS += ("generate", "stop", "status", "story", "probabilities")
 MAKE_A_RUN = """
-from tinystories_lab import stages, workspace
-for stage in stages.STAGES.values():
-    stage(workspace.plan_workspace("."))
+from tinystories_lab import pipeline, run
+for stage in pipeline.STAGES.values():
+    stage(run.plan_workspace("."))
 """
 
 
@@ -101,7 +103,7 @@ def test_stories_and_tokens_are_looked_at_on_a_phone(page, address, name):
     if name == "02_tokenizer":
         merging = cell(page, READ[name], "watch-merges")
         for _ in range(3):
-            with changes(merging.locator(".jp-OutputArea")):
+            with changes(merging.locator(".jp-OutputArea").first):
                 slider(merging).press("PageUp")
         take_picture(page, "02_merges_on_a_sentence", merging)
     check_on_a_phone(page, address, path)
@@ -118,7 +120,7 @@ def test_training_stopped_by_hand_goes_on_where_it_was_when_the_cell_is_run_agai
         assert time.monotonic() < end, "training should have begun"
         page.wait_for_timeout(50)
     page.locator("[data-command='notebook:interrupt-kernel']").click()
-    expect(training).to_contain_text("stopped and saved; run this cell again to go on")
+    expect(training).to_contain_text("stopped and saved; run this cell again to continue")
     wait_until_all_ran(page, well=False)
     take_picture(page, "03_stopped", training)
 
@@ -133,47 +135,47 @@ def test_training_stopped_by_hand_goes_on_where_it_was_when_the_cell_is_run_agai
     check_on_a_phone(page, address, path)
 
 
-def test_the_playground_reshapes_the_odds_and_tells_a_story_that_stop_ends(page, address):
+def test_the_playground_reshapes_probabilities_and_generates_a_story_that_stop_ends(page, address):
     path = "finished/notebooks/04_generate.ipynb"
     open_notebook(page, address, path)
     run(page, "Run All Cells")
     wait_until_all_ran(page)
     playground = cell(page, READ["04_generate"], "playground-widget")
     part = {name: playground.locator(f".playground-{name}") for name in PARTS}
-    expect(part["said"]).to_contain_text(re.compile("ended by itself|reached its length"))
+    expect(part["status"]).to_contain_text(re.compile("ended by itself|reached its length"))
     take_picture(page, "04_playground", playground)
 
     for name, key in (("temperature", "ArrowRight"), ("top_p", "ArrowLeft"), ("top_k", "Home")):
-        with changes(part["odds"]):
+        with changes(part["probabilities"]):
             slider(part[name]).press(key)
-    expect(part["odds"]).to_contain_text("100.0%")  # top_k is 1 now
+    expect(part["probabilities"]).to_contain_text("100.0%")  # top_k is 1 now
     take_picture(page, "04_only_the_likeliest", playground)
 
-    with changes(part["odds"]):
+    with changes(part["probabilities"]):
         part["prompt"].get_by_role("combobox").fill("Lily found a big")
         part["prompt"].get_by_role("combobox").press("Enter")
-    expect(part["said"]).to_contain_text("Not told yet: press Tell.")
+    expect(part["status"]).to_contain_text("Not generated yet: press Generate.")
     slider(part["length"]).press("End")
     expect(part["length"]).to_contain_text("500")
-    part["tell"].press("Enter")  # a mouse is not needed
-    expect(part["said"]).to_contain_text("so far")
+    part["generate"].press("Enter")  # a mouse is not needed
+    expect(part["status"]).to_contain_text("so far")
     lengths = []
     for _ in range(3):
         with changes(part["story"]):
             pass  # it goes on by itself
         lengths.append(len(part["story"].inner_text()))
-    page.screenshot(path=SCREENSHOTS / "04_telling.png")
+    page.screenshot(path=SCREENSHOTS / "04_generating.png")
     part["stop"].click()
-    expect(part["said"]).to_contain_text("You stopped it.")
+    expect(part["status"]).to_contain_text("You stopped it.")
     assert lengths == sorted(set(lengths)), "the story should grow from look to look"
-    assert 0 < int(re.search(r"(\d+) tokens", part["said"].inner_text())[1]) < 500
-    expect(part["tell"]).to_be_enabled()
+    assert 0 < int(re.search(r"(\d+) tokens", part["status"].inner_text())[1]) < 500
+    expect(part["generate"]).to_be_enabled()
 
     for place in range(2, 5):
-        with changes(part["odds"]), changes(part["story"]):
+        with changes(part["probabilities"]), changes(part["story"]):
             slider(part["token"]).press("ArrowRight")
         expect(part["token"]).to_contain_text(str(place))
-        expect(part["odds"]).to_contain_text("was drawn")
+        expect(part["probabilities"]).to_contain_text("was drawn")
     take_picture(page, "04_stopped_and_walked", playground)
     page.emulate_media(color_scheme="dark")
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
@@ -189,27 +191,27 @@ def test_stories_are_rated_blind_and_averaged(page, address, learner):
     run(page, "Run All Cells")
     wait_until_all_ran(page)
     form = cell(page, READ["05_retrospective"], "rate-form")
-    part = {name: form.locator(f".rating-{name}") for name in ("where", "story", "next", *RATED)}
+    part = {name: form.locator(f".rating-{name}") for name in ("progress", "story", "next", *QUESTIONS)}
     part["next"].click()
     expect(form).to_contain_text("not saved: ")  # nothing was rated yet
-    for number in range(1, _TOLD + _REAL + 1):
-        expect(part["where"]).to_contain_text(f"story {number} of {_TOLD + _REAL}")
-        for question, mark in zip(RATED, marks_of(number), strict=True):
+    for number in range(1, STORIES + 1):
+        expect(part["progress"]).to_contain_text(f"story {number} of {STORIES}")
+        for question, mark in zip(QUESTIONS, marks_of(number), strict=True):
             for _ in range(mark + 1):  # from no mark on
                 slider(part[question]).press("ArrowRight")
             expect(part[question].locator(".widget-readout")).to_have_text(str(mark))
         if number == 4:
             take_picture(page, "05_rating_the_fourth", form)
         part["next"].click()
-    expect(part["where"]).to_contain_text(f"All {_TOLD + _REAL} stories are rated")
+    expect(part["progress"]).to_contain_text(f"All {STORIES} stories are rated")
     take_picture(page, "05_rated_and_averaged", form)
 
     rows = read_rows(learner / "finished" / "runs" / "toyland-tiny" / "ratings.jsonl")
-    assert [[row[question] for question in RATED] for row in rows] == [
-        list(marks_of(number)) for number in range(1, _TOLD + _REAL + 1)
+    assert [[row[question] for question in QUESTIONS] for row in rows] == [
+        list(marks_of(number)) for number in range(1, STORIES + 1)
     ]
     for by in ("model", "real"):
-        mean = shown(fmean(row["coherence"] for row in rows if row["by"] == by))
+        mean = format_value(fmean(row["coherence"] for row in rows if row["by"] == by))
         expect(part["story"]).to_contain_text(re.compile(rf"coherence\s*{by}\s*{re.escape(mean)}"))
     check_on_a_phone(page, address, path)
 

@@ -1,21 +1,22 @@
-"""Colab and Drive at their boundary: a folder stands in for the mounted Drive, a module for google.colab."""
+"""The boundary to Colab and Drive: a folder stands in for the mounted Drive, a module for google.colab."""
 
 import shutil
 import sys
 import types
 from dataclasses import replace
 
+import micro
 import pytest
 
-from tinystories_lab import presets, stages, workspace
+from tinystories_lab import pipeline
 from tinystories_lab.checkpoint import load_checkpoint
+from tinystories_lab.files import read_log
 from tinystories_lab.notebook import colab
-from tinystories_lab.runlog import read_log
-from tinystories_lab.trainer import train
+from tinystories_lab.run import PRESETS, save_config
 
 
-class StandInDrive:
-    """What `from google.colab import drive` gives: mounting makes MyDrive appear, flushing takes it away."""
+class FakeDrive:
+    """What `from google.colab import drive` gives: mounting makes MyDrive appear, flushing is recorded."""
 
     def __init__(self, path):
         self.path, self.calls, self.refuses = path, [], False
@@ -33,34 +34,36 @@ class StandInDrive:
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
     """A Colab machine whose workspace is `here`, with an empty Drive to mount."""
-    stand_in = StandInDrive(tmp_path / "drive")
+    fake = FakeDrive(tmp_path / "drive")
     google = types.ModuleType("google.colab")
-    google.drive = stand_in
+    google.drive = fake
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", google)
     monkeypatch.setattr(colab, "_DRIVE", tmp_path / "drive")
     monkeypatch.setenv(colab._WORKSPACE_VARIABLE, str(tmp_path / "here"))
-    return stand_in
+    return fake
 
 
 @pytest.fixture
-def open_lab(drive, monkeypatch, stories, model_config, train_config, tmp_path):
+def open_lab(drive, monkeypatch, stories, tmp_path):
     """`open_lab()` is the second cell of every notebook, for a micro run on a file of stories."""
     (tmp_path / "stories.txt").write_text("\n\n".join(stories))
-    micro = replace(presets.PRESETS["tiny"], model=model_config, train=train_config, sample_tokens=5)
-    monkeypatch.setitem(presets.PRESETS, "tiny", micro)
+    tiny = replace(PRESETS["tiny"], model=micro.MODEL, train=micro.TRAIN, sample_tokens=5)
+    monkeypatch.setitem(PRESETS, "tiny", tiny)
     return lambda: colab.open_workspace("tiny", str(tmp_path / "stories.txt"), use_drive=True)
 
 
 def train_until(lab, step):
-    for row in train(lab.run_dir, lab.data_dir, lab.model_config, lab.preset.train, mirror_root=lab.mirror_root):
+    rows = pipeline.train_run(lab)
+    for row in rows:
         if row["step"] >= step:
             break
+    rows.close()
 
 
 def prepare_and_train_until(lab, step):
-    stages.prepare(lab)
-    stages.tokenizer(lab)
+    pipeline.prepare(lab)
+    pipeline.tokenizer_stage(lab)
     train_until(lab, step)
 
 
@@ -68,7 +71,7 @@ def lose_the_machine(lab):
     shutil.rmtree(lab.run_dir.parents[1])
 
 
-def test_on_a_new_machine_data_and_run_come_back_and_go_on_where_they_were_mirrored(open_lab, drive, capsys):
+def test_on_a_new_machine_data_and_run_are_restored_and_training_continues(open_lab, drive, capsys):
     lab = open_lab()
     assert lab.mirror_root == drive.path / "MyDrive" / "tinystories_lab"
     prepare_and_train_until(lab, 6)
@@ -77,7 +80,7 @@ def test_on_a_new_machine_data_and_run_come_back_and_go_on_where_they_were_mirro
 
     capsys.readouterr()
     again = open_lab()
-    assert again == lab and f"fetched the run from {drive.path}" in capsys.readouterr().out
+    assert again == lab and f"restored the run from {drive.path}" in capsys.readouterr().out
     assert load_checkpoint(lab.run_dir / "last.pt")["step"] == 6
     assert (lab.data_dir / "train.bin").read_bytes() == data
     train_until(again, 12)
@@ -85,37 +88,33 @@ def test_on_a_new_machine_data_and_run_come_back_and_go_on_where_they_were_mirro
     assert [row["step"] for row in read_log(lab.run_dir / "loss.jsonl")] == [1, 3, 6, 9, 12]
 
 
-def test_data_that_is_not_on_drive_is_made_again_and_is_the_same(open_lab, capsys):
+def test_data_that_is_not_on_drive_is_made_again_and_refused_if_it_is_not_the_same(open_lab, stories, tmp_path, capsys):
     lab = open_lab()
     prepare_and_train_until(lab, 6)
     lose_the_machine(lab)
     shutil.rmtree(lab.mirror_root / "data")
     again = open_lab()
-    assert "its data is not on the mirror, and is made again" in capsys.readouterr().out
-    train_until(again, 12)
-    assert read_log(lab.run_dir / "loss.jsonl")[-1]["step"] == 12
+    assert "the run's data is not on the mirror: making it again" in capsys.readouterr().out
+    train_until(again, 9)
+    assert read_log(lab.run_dir / "loss.jsonl")[-1]["step"] == 9
 
-
-def test_data_made_again_from_other_stories_is_refused(open_lab, stories, tmp_path):
-    lab = open_lab()
-    prepare_and_train_until(lab, 6)
     lose_the_machine(lab)
     shutil.rmtree(lab.mirror_root / "data")
     (tmp_path / "stories.txt").write_text("\n\n".join(stories[::-1]))
     again = open_lab()
-    with pytest.raises(ValueError, match=r"is of another run \(.*data \w{12} there, \w{12} now\)"):
+    with pytest.raises(ValueError, match=r"belongs to another run \(.*data \w{12} there, \w{12} here\)"):
         train_until(again, 12)
 
 
-def test_a_run_that_never_reached_drive_starts_at_its_beginning(open_lab, drive):
+def test_a_run_that_never_reached_drive_starts_from_the_beginning(open_lab, drive):
     lab = open_lab()
     assert drive.calls == [("mount", str(drive.path), True)]
-    assert not lab.run_dir.exists() and not (lab.mirror_root).exists()
+    assert not lab.run_dir.exists() and not lab.mirror_root.exists()
 
 
-def test_a_drive_that_is_not_mounted_warns_and_the_lab_works_without(open_lab, drive):
+def test_if_drive_is_not_mounted_there_is_a_warning_and_the_lab_works_without_it(open_lab, drive):
     drive.refuses = True
-    with pytest.warns(UserWarning, match=r"Drive was not mounted \(mount failed\): when this machine goes"):
+    with pytest.warns(UserWarning, match=r"Drive was not mounted \(mount failed\): if this machine is taken away"):
         lab = open_lab()
     assert lab.mirror_root is None
     prepare_and_train_until(lab, 3)
@@ -123,7 +122,7 @@ def test_a_drive_that_is_not_mounted_warns_and_the_lab_works_without(open_lab, d
     assert not drive.path.exists()
 
 
-def test_a_drive_mounted_before_serves_though_mounting_again_fails(open_lab, drive):
+def test_a_drive_that_was_mounted_before_is_used_even_if_mounting_again_fails(open_lab, drive):
     (drive.path / "MyDrive").mkdir(parents=True)
     drive.refuses = True
     with pytest.warns(UserWarning, match="Drive was not mounted"):
@@ -136,16 +135,16 @@ def test_closing_copies_what_came_after_training_and_offers_the_flush(open_lab, 
     prepare_and_train_until(lab, 12)
     (lab.run_dir / "samples.jsonl").write_text('{"when": "after"}\n')
     colab.close_workspace(lab)
-    copied = lab.mirror_root / "runs" / lab.run_dir.name / "samples.jsonl"
-    assert copied.read_text() == '{"when": "after"}\n'
-    said = capsys.readouterr().out
-    assert "mirrored to step 12" in said and "call close_workspace(lab, flush=True)" in said
+    copy = lab.mirror_root / "runs" / lab.run_dir.name / "samples.jsonl"
+    assert copy.read_text() == '{"when": "after"}\n'
+    printed = capsys.readouterr().out
+    assert "mirrored to step 12" in printed and "call close_workspace(lab, flush=True)" in printed
     assert ("flush",) not in drive.calls
     colab.close_workspace(lab, flush=True)
     assert drive.calls[-1] == ("flush",)
 
 
-def test_at_home_nothing_is_mounted_and_closing_says_nothing(tmp_path, monkeypatch, capsys):
+def test_at_home_nothing_is_mounted_and_closing_prints_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(colab._WORKSPACE_VARIABLE, str(tmp_path))
     lab = colab.open_workspace("tiny", use_drive=True)
     capsys.readouterr()
@@ -153,48 +152,40 @@ def test_at_home_nothing_is_mounted_and_closing_says_nothing(tmp_path, monkeypat
     assert lab.mirror_root is None and capsys.readouterr().out == ""
 
 
-def test_a_source_that_was_named_once_is_followed_by_the_notebooks_after_it_until_another_is_named(
-    tmp_path, monkeypatch
-):
+def test_later_notebooks_use_the_source_that_was_chosen_last(tmp_path, monkeypatch):
     monkeypatch.setenv(colab._WORKSPACE_VARIABLE, str(tmp_path))
     assert colab.open_workspace("tiny").source == "toyland"
     for source in ("мои сказки.txt", "ada/tales"):
         colab.open_workspace("tiny", source)
-        assert (
-            colab.open_workspace("tiny").source == colab.open_workspace("tiny", "auto", run="second").source == source
-        )
+        assert colab.open_workspace("tiny").source == colab.open_workspace("tiny", run="second").source == source
     colab.open_workspace("tiny", "toyland")
     assert colab.open_workspace("tiny").data_dir == tmp_path / "data" / "toyland-tiny"
 
 
-def test_on_a_new_machine_the_source_is_that_of_the_newest_run_on_drive(open_lab, drive, stories):
+def test_a_new_machine_uses_the_source_of_the_newest_run_on_drive(open_lab, drive):
     lab = open_lab()
-    prepare_and_train_until(lab, 6)
-    workspace.save_config(lab)
-    colab.close_workspace(lab)
+    prepare_and_train_until(lab, 1)
     lose_the_machine(lab)
     again = colab.open_workspace("tiny", use_drive=True)
     assert again == lab and (again.run_dir / "last.pt").exists()
     lose_the_machine(lab)
     (lab.mirror_root / "runs" / lab.run_dir.name / "config.yaml").write_text("train: {")
-    assert colab.open_workspace("tiny", use_drive=True).source == "toyland", "a copy that was cut off says nothing"
+    assert colab.open_workspace("tiny", use_drive=True).source == "toyland", "an incomplete copy is ignored"
 
 
-def test_on_a_new_machine_a_run_of_built_in_stories_leaves_the_choice_to_the_preset(drive):
+def test_on_a_new_machine_a_run_of_a_named_source_leaves_the_choice_to_the_preset(drive):
     lab = colab.open_workspace("book", use_drive=True)
-    workspace.save_config(replace(lab, run_dir=lab.mirror_root / "runs" / "tinystories-book"))
+    save_config(replace(lab, run_dir=lab.mirror_root / "runs" / "tinystories-book"))
     assert colab.open_workspace("tiny", use_drive=True).source == "toyland"
 
 
-def test_the_workspace_is_the_current_folder_or_the_repository_of_its_notebooks(tmp_path, monkeypatch):
+def test_the_workspace_is_the_current_folder_or_its_parent_in_notebooks_and_outside_the_clone_on_colab(
+    tmp_path, monkeypatch
+):
     monkeypatch.delenv(colab._WORKSPACE_VARIABLE)
     (tmp_path / "notebooks").mkdir()
     for here in (tmp_path, tmp_path / "notebooks"):
         monkeypatch.chdir(here)
         assert colab.open_workspace("tiny").run_dir == tmp_path / "runs" / "toyland-tiny"
-
-
-def test_on_colab_the_workspace_lies_outside_of_the_clone(monkeypatch):
-    monkeypatch.delenv(colab._WORKSPACE_VARIABLE)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     assert colab.open_workspace("tiny").run_dir == colab._COLAB_ROOT / "runs" / "toyland-tiny"

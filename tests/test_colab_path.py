@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from notebooks import NOTEBOOKS, ROOT, repository
-from tinystories_lab.mirror import _RUN_FILES, _SLOTS, DATA_FILES
+from tinystories_lab.durability.mirror import _RUN_FILES, DATA_FILES, MIRROR_SLOTS
 
 COLAB = """
 from pathlib import Path
@@ -154,8 +154,8 @@ def test_the_set_up_cell_clones_once_and_installs_beside_what_colab_ships(learne
 
 def test_a_machine_taken_away_in_training_costs_minutes_on_the_next_one(second_machine):
     (training, *_), _ = second_machine
-    assert "fetched the run from " in training
-    resumed = re.search(r"resumed at step (\d+), saved \d+ seconds ago, (\d+) steps lost at most", training)
+    assert "restored the run from " in training
+    resumed = re.search(r"resumed at step (\d+), saved \d+ minutes ago", training)
     assert 0 < int(resumed[1]) < 150
     assert re.search(r">mirrored</div><b>to step \d+", training), "while it trains"
     assert "mirrored to step 150" in training and "flush=True" in training, "at its end"
@@ -163,13 +163,13 @@ def test_a_machine_taken_away_in_training_costs_minutes_on_the_next_one(second_m
 
 def test_the_other_notebooks_find_the_run_on_the_same_machine(second_machine):
     (_, generate, retrospective), _ = second_machine
-    assert not any("fetched the run from" in said for said in (generate, retrospective))
+    assert not any("restored the run from" in said for said in (generate, retrospective))
     assert "mirrored to step 150" in generate
 
 
 def test_the_last_notebook_opens_first_on_an_empty_machine_and_is_served_from_drive(third_machine):
     said, _ = third_machine
-    assert "fetched the run from " in said and "mirrored to step 150" in said
+    assert "restored the run from " in said and "mirrored to step 150" in said
 
 
 def test_drive_holds_the_same_few_files_whatever_happened(second_machine, third_machine):
@@ -178,5 +178,5 @@ def test_drive_holds_the_same_few_files_whatever_happened(second_machine, third_
     assert before == after
     data, run = (f"tinystories_lab/{kind}/toyland-tiny/" for kind in ("data", "runs"))
     few = {data + name for name in (*DATA_FILES, "manifest.json")}
-    few |= {run + name for name in (*_RUN_FILES, *_SLOTS, *_SLOTS.values(), "manifest.json", "writer.json")}
+    few |= {run + name for name in (*_RUN_FILES, *MIRROR_SLOTS, *MIRROR_SLOTS.values(), "manifest.json", "writer.json")}
     assert few - set(after) == {run + "ratings.jsonl"} and set(after) <= few, "all but the ratings, which nobody gave"

@@ -15,19 +15,20 @@ import pytest
 import torch
 
 import tinystories_lab
-from tinystories_lab import trainer
+from tinystories_lab import pipeline, trainer
 from tinystories_lab.__main__ import STAGES, main
 from tinystories_lab.checkpoint import load_checkpoint, load_model
+from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.device import choose_dtype
+from tinystories_lab.durability.lock import run_lock
+from tinystories_lab.files import read_log, read_rows
 from tinystories_lab.generate import generate
-from tinystories_lab.presets import PRESETS, Preset
-from tinystories_lab.runlog import read_log, read_rows
-from tinystories_lab.session import one_writer
-from tinystories_lab.state import TrainState
-from tinystories_lab.step import take_step
-from tinystories_lab.tokenizer import BinInfo, load_tokenizer
-from tinystories_lab.words import PROMPTS
-from tinystories_lab.workspace import load_config
+from tinystories_lab.integrations.huggingface import load_llama
+from tinystories_lab.loader import BinInfo
+from tinystories_lab.model import new_model
+from tinystories_lab.run import PRESETS, Preset, load_config
+from tinystories_lab.tokenizer import load_tokenizer
+from tinystories_lab.trainer import train_step
 
 DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")
 
@@ -35,7 +36,7 @@ DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")
 @pytest.fixture(scope="module", autouse=True)
 def micro_preset(model_config, train_config):
     """`--preset micro` trains twelve steps on a file stories.txt of the current folder."""
-    model = replace(model_config, n_layer=1, d_model=16)  # twenty stories are told in every run
+    model = replace(model_config, n_layer=1, d_model=16)  # twenty stories are generated in every run
     preset = Preset("micro", "stories.txt", None, 1_000, None, 20, model, train_config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "micro", preset)
@@ -66,7 +67,7 @@ def here(tmp_path, monkeypatch):
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
 
 
 def assert_same_model(one, other):
@@ -80,7 +81,7 @@ def test_run_ends_well_with_the_files_of_all_five_stages(finished):
     assert {path.name for path in (folder / DATA).iterdir()} == {
         *("stories", "tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
     }
-    assert {path.name for path in (folder / RUN).iterdir()} == {
+    assert files(folder / RUN).keys() == {
         *("config.yaml", "tokenizer.json", "loss.jsonl", "samples.jsonl"),
         *("report.md", "loss_curve.png", "loss_by_tokens.png"),
         *("last.pt", "final.pt", "step_00005.pt", "step_00010.pt"),
@@ -90,22 +91,21 @@ def test_run_ends_well_with_the_files_of_all_five_stages(finished):
     assert load_tokenizer(folder / RUN / "tokenizer.json").get_vocab_size() == 300
     assert (folder / RUN / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     assert load_config(folder / RUN)["preset"] == "micro"
-    assert BinInfo.of(folder / DATA / "train.bin").stories + BinInfo.of(folder / DATA / "val.bin").stories == 144
+    assert BinInfo.load(folder / DATA / "train.bin").stories + BinInfo.load(folder / DATA / "val.bin").stories == 144
 
 
 def test_run_keeps_ten_stories_from_before_and_after_training(finished):
     samples = read_rows(finished[0] / RUN / "samples.jsonl")
     for when in ("before", "after"):
-        told = [sample for sample in samples if sample["when"] == when]
-        assert [sample["seed"] for sample in told] == list(range(10))
-        assert [sample["prompt"] for sample in told] == [*PROMPTS, *PROMPTS]
-        assert all(sample["story"].startswith(sample["prompt"]) for sample in told)
+        generated = [sample for sample in samples if sample["when"] == when]
+        assert [sample["seed"] for sample in generated] == list(range(10))
+        assert [sample["prompt"] for sample in generated] == [*PROMPTS, *PROMPTS]
+        assert all(sample["story"].startswith(sample["prompt"]) for sample in generated)
     assert samples[0]["story"] != samples[10]["story"], "training changed nothing"
 
 
 def test_the_stories_from_before_are_those_of_the_weights_that_training_starts_from(finished):
-    config, dtype = PRESETS["micro"].train, torch.float32
-    start = TrainState.new(PRESETS["micro"].model, config, "", "", torch.device("cpu"), dtype).model
+    start = new_model(PRESETS["micro"].model, PRESETS["micro"].train.seed)
     first = read_rows(finished[0] / RUN / "samples.jsonl")[0]
     assert first["story"] == generate(
         start, load_tokenizer(finished[0] / RUN / "tokenizer.json"), PROMPTS[0], 20, seed=0
@@ -119,27 +119,27 @@ def test_run_prints_the_report_and_ends_with_five_stories(finished):
             "preset micro, source stories.txt",
             "stories to train on",
             "train.bin: ",
-            "bytes a token",
+            "bytes per token",
             "8,176 parameters",
             choose_dtype(torch.device("cpu"))[1],
         ),
-        *("Run stories-micro", "perplexity", "bits a byte", "pattern     ", "checklist", "done: final.pt saved"),
+        *("Run stories-micro", "perplexity", "bits per byte", "pattern     ", "checklist", "done: final.pt saved"),
         *("done: ten samples from after training", "open: stories rated", str(folder.resolve() / RUN)),
     ):
         assert part in output, part
-    told = [row for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]
-    stories = [row["story"] + ("" if row["ended"] else " ...") for row in told]
-    assert output.endswith("the five stories:\n" + "\n\n".join(stories[:5]) + "\n")
+    samples = [row for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]
+    stories = [row["story"] + ("" if row["ended"] else " ...") for row in samples]
+    assert output.endswith("five stories:\n" + "\n\n".join(stories[:5]) + "\n")
 
 
 def test_run_is_the_default_and_a_second_one_trains_no_more(finished, here):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
     samples = (here / RUN / "samples.jsonl").read_text()
-    marked = samples.replace('"when": "before"', '"when": "before", "note": "not told again"')
+    marked = samples.replace('"when": "before"', '"when": "before", "note": "not generated again"')
     (here / RUN / "samples.jsonl").write_text(marked)
     before = files(here / RUN) | files(here / DATA)
     status, output, _ = command()
-    assert status == 0 and "the five stories:" in output
+    assert status == 0 and "five stories:" in output
     after = files(here / RUN) | files(here / DATA)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed <= {"config.yaml", "loss_curve.png", "loss_by_tokens.png", "report.md"}, (
@@ -196,7 +196,7 @@ def test_folders_may_have_other_names(finished, here):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--preset", "huge"], "unknown preset 'huge': take one of "),
+        (["--preset", "huge"], "unknown preset 'huge': use one of "),
         (["--preset", "micro", "--source", "no.txt"], "there is no file no.txt"),
         (["--preset", "micro", "--source", "gutenberg"], "unknown source 'gutenberg'"),
         (["--preset", "micro", "--run", "../elsewhere"], "the run name is '../elsewhere'"),
@@ -218,24 +218,24 @@ def test_wrong_usage_exits_2(here, capsys, arguments):
     assert exit.value.code == 2 and "usage: python -m tinystories_lab" in capsys.readouterr().err
 
 
-def test_ctrl_c_during_training_exits_130_and_the_same_command_goes_on(finished, here, monkeypatch):
-    def take_step_and_stop(state, *args, **options):
-        done = take_step(state, *args, **options)
+def test_ctrl_c_during_training_exits_130_and_the_same_command_continues(finished, here, monkeypatch):
+    def step_and_press_ctrl_c(state, *args, **options):
+        done = train_step(state, *args, **options)
         if state.step == 7:
             os.kill(os.getpid(), signal.SIGINT)
         return done
 
     shutil.copy(finished[0] / "stories.txt", here)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "take_step", take_step_and_stop)
+        patch.setattr(trainer, "train_step", step_and_press_ctrl_c)
         status, output, errors = command("run")
     assert status == 130
-    assert f"stopped; training is saved in {RUN / 'last.pt'}; the same command goes on from there" in errors
-    assert "the five stories" not in output and "Traceback" not in errors
+    assert f"stopped; training is saved in {RUN / 'last.pt'}; the same command continues from there" in errors
+    assert "five stories:" not in output and "Traceback" not in errors
     assert load_checkpoint(here / RUN / "last.pt")["step"] == 7
 
     status, output, _ = command("run")
-    assert status == 0 and "the five stories:" in output
+    assert status == 0 and "five stories:" in output
     assert_same_model(here / RUN, finished[0] / RUN)
     samples = [row["when"] for row in read_rows(here / RUN / "samples.jsonl")]
     assert samples == ["before"] * 10 + ["after"] * 10
@@ -247,9 +247,9 @@ def test_ctrl_c_before_training_keeps_the_finished_stages(finished, here, monkey
 
     shutil.copy(finished[0] / "stories.txt", here)
     with monkeypatch.context() as patch:
-        patch.setattr("tinystories_lab.stages.train_tokenizer", press_ctrl_c)
+        patch.setattr(pipeline, "train_tokenizer", press_ctrl_c)
         status, _, errors = command("run")
-    assert status == 130 and "stopped; finished stages are kept; the same command goes on from there" in errors
+    assert status == 130 and "stopped; finished stages are kept; the same command continues from there" in errors
     assert command("tokenizer")[0] == 0
 
 
@@ -259,7 +259,7 @@ def test_fresh_starts_anew_and_keeps_the_old_run_beside_it(finished, here):
     status, output, _ = command("train", "--fresh")
     assert status == 0
     (aside,) = [path for path in (here / "runs").iterdir() if path.name != RUN.name]
-    assert files(aside) == before and f"the run so far was moved aside to runs/{aside.name}" in output
+    assert files(aside) == before and f"the old run was moved aside to runs/{aside.name}" in output
     assert len(load_config(here / RUN)["sessions"]) == 1
     assert_same_model(here / RUN, finished[0] / RUN)
 
@@ -281,8 +281,8 @@ def test_with_a_mirror_run_and_data_come_back_to_an_empty_folder(finished, here,
     (here / "second").mkdir()
     with contextlib.chdir(here / "second"):
         status, output, _ = command("run", "--mirror", str(here / "disk" / "lab"))
-        assert status == 0 and "fetched the run from " in output and "the five stories:" in output
-        assert not Path("data", "stories-micro", "stories").exists(), "fetched data needs no stories"
+        assert status == 0 and "restored the run from " in output and "five stories:" in output
+        assert not Path("data", "stories-micro", "stories").exists(), "restored data needs no stories"
         assert_same_model(RUN, finished[0] / RUN)
         assert read_rows(RUN / "samples.jsonl") == read_rows(finished[0] / RUN / "samples.jsonl")
 
@@ -293,42 +293,42 @@ def test_a_mirror_on_a_disk_that_is_not_there_exits_1(finished, here):
     assert status == 1 and "that disk is not there: mount it again" in errors and not (here / "no disk").exists()
 
 
-def test_a_run_of_another_recipe_is_refused_and_its_record_stays(finished, here, monkeypatch):
+def test_a_run_with_another_config_is_refused_and_its_record_stays(finished, here, monkeypatch):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
     before = files(here / RUN)
     other = replace(PRESETS["micro"], train=replace(PRESETS["micro"].train, seed=5))
     monkeypatch.setitem(PRESETS, "micro", other)
     status, _, errors = command("train")
-    assert status == 1 and "seed 0 there, 5 now" in errors and "`--fresh`" in errors
+    assert status == 1 and "seed 0 there, 5 here" in errors and "`--fresh`" in errors
     assert files(here / RUN) == before
 
 
 def test_a_run_that_another_session_trains_exits_1(finished, here):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
-    with one_writer(here / RUN):
+    with run_lock(here / RUN):
         status, _, errors = command("train")
     assert status == 1 and "another session is training in " in errors
 
 
 def test_too_little_memory_exits_1_and_says_what_to_do(finished, here, monkeypatch):
     def run_out(*_, **__):
-        raise torch.OutOfMemoryError("step 1: the GPU's memory does not hold 4 sequences: restart the session")
+        raise torch.OutOfMemoryError("step 1: the GPU has too little memory for 4 sequences: restart the session")
 
     shutil.copytree(finished[0] / DATA, here / DATA)
-    monkeypatch.setattr(trainer, "take_step", run_out)
+    monkeypatch.setattr(trainer, "train_step", run_out)
     status, _, errors = command("train")
     assert status == 1 and errors.rstrip().endswith("restart the session") and "Traceback" not in errors
 
 
 def test_a_run_that_diverges_exits_1_and_says_what_to_change(finished, here, monkeypatch):
     def diverge(*args, **options):
-        loss, grad_norm = take_step(*args, **options)
+        loss, grad_norm = train_step(*args, **options)
         return loss * float("nan"), grad_norm
 
     shutil.copytree(finished[0] / DATA, here / DATA)
     (here / RUN).mkdir(parents=True)
     shutil.copy(finished[0] / RUN / "samples.jsonl", here / RUN)
-    monkeypatch.setattr(trainer, "take_step", diverge)
+    monkeypatch.setattr(trainer, "train_step", diverge)
     status, _, errors = command("train")
     assert status == 1 and "at step 1 the loss is nan" in errors and errors.rstrip().endswith("a lower peak_lr")
 
@@ -341,9 +341,9 @@ def test_warnings_are_notes_without_code(finished, here):
     assert "note: skipped: " in errors and "last.pt is damaged" in errors and "stacklevel" not in errors
 
 
-def test_help_tells_all_stages_and_options(tmp_path):
+def test_help_lists_all_stages_and_options(tmp_path):
     home = str(Path(tinystories_lab.__file__).parents[1])
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "tinystories_lab", "--help"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": home},
@@ -351,7 +351,7 @@ def test_help_tells_all_stages_and_options(tmp_path):
         text=True,
         timeout=60,
     )
-    assert told.returncode == 0
+    assert done.returncode == 0
     for word in (
         *STAGES,
         "--preset",
@@ -363,7 +363,7 @@ def test_help_tells_all_stages_and_options(tmp_path):
         "tiny, book, fast",
         "TINYSTORIES_LAB_PRESET",
     ):
-        assert word in told.stdout
+        assert word in done.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -375,5 +375,5 @@ def test_export_writes_a_folder_that_loads_and_says_how_to_share_it(finished, tm
     assert status == 0 and f"hf upload YOU/{RUN.name} {folder}" in output
     for path in folder.iterdir():
         assert f"{path.stat().st_size:,} bytes  {path}" in output
-    ours, back = load_model(RUN / "final.pt").state_dict(), load_model(folder).state_dict()
+    ours, back = load_model(RUN / "final.pt").state_dict(), load_llama(folder).state_dict()
     assert all(torch.equal(ours[name], back[name]) for name in ours)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tinystories_lab.encode import _StoryEncoder, encode_stories
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from tinystories_lab import encode
-from tinystories_lab.encode import _StoryEncoder, encode_stories
 
 WORDS = st.sampled_from(
     ["the", " cat's", "  ", "\n\n", "I'll", "'S", " 42nd", "3.14", "_", "!!", "\t", "<|", "<|pad|>", "é", "½", "”"]

@@ -9,6 +9,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tinystories_lab.presets import PRESETS
+from tinystories_lab.runlog import read_rows
+from tinystories_lab.workspace import plan_workspace
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tinystories_lab import stages
@@ -16,12 +19,9 @@ from tinystories_lab.checkpoint import load_model
 from tinystories_lab.compare import run_row
 from tinystories_lab.export import export_hugging_face
 from tinystories_lab.generate import stream
-from tinystories_lab.presets import PRESETS
-from tinystories_lab.runlog import read_rows
 from tinystories_lab.sources import END_OF_TEXT
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from tinystories_lab.words import PROMPTS
-from tinystories_lab.workspace import plan_workspace
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 FILES |= {"README.md"}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tinystories_lab.notebook.telling import tell_in_beats
 from tokenizers import SentencePieceBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,7 +16,6 @@ from tinystories_lab.checkpoint import load_model
 from tinystories_lab.generate import stream, tell
 from tinystories_lab.llama import to_llama
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.notebook.telling import tell_in_beats
 from tinystories_lab.odds import bits_per_byte_on, likely_next, odds_of_text
 from tinystories_lab.tokenizer import end_id, first_ids, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""A second copy on a disk that may come and go: at every instant one whole checkpoint is there, and training never waits."""
+"""The mirror has one complete checkpoint at every moment, on a disk that may fail or disappear; training never waits for it."""
 
 import errno
 import os
@@ -12,14 +12,16 @@ import micro
 import pytest
 import torch
 
-from tinystories_lab import mirror, session
-from tinystories_lab.checkpoint import MIRROR_SLOTS, load_checkpoint, save_checkpoint
-from tinystories_lab.copies import copy_in_place, read_json, read_manifest, sha256_of, write_json
-from tinystories_lab.mirror import _RUN_FILES, _SLOTS, DATA_FILES, Mirror
-from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import append_row, read_log
-from tinystories_lab.state import TrainState
-from tinystories_lab.trainer import train
+from tinystories_lab import checkpoint
+from tinystories_lab.checkpoint import load_checkpoint, save_checkpoint
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.durability import mirror
+from tinystories_lab.durability.manifest import copy_in_place, read_manifest
+from tinystories_lab.durability.mirror import _RUN_FILES, DATA_FILES, MIRROR_SLOTS, Mirror
+from tinystories_lab.files import append_row, read_log, sha256_of
+from tinystories_lab.model import new_model
+from tinystories_lab.pipeline import train_run
+from tinystories_lab.trainer import TrainState
 
 MODEL = replace(micro.MODEL, n_layer=1, d_model=16)
 CONFIG = TrainConfig(batch_size=2, seq_len=8, total_steps=1_000, warmup_steps=1)
@@ -32,7 +34,7 @@ class Machine:
         self.run_dir, self.data_dir, self.root = root / "runs" / "r", data_dir, root / "disk" / "lab"
         self.root.parent.mkdir(parents=True)
         self.mirror_dir = self.root / "runs" / "r"
-        self.state = TrainState.new(MODEL, CONFIG, "t" * 64, "d" * 64, torch.device("cpu"), torch.float32)
+        self.state = TrainState.new(new_model(MODEL), CONFIG, torch.float32)
 
     def save(self, step: int) -> None:
         append_row(self.run_dir / "loss.jsonl", {"step": step}) if self.run_dir.exists() else None
@@ -91,7 +93,7 @@ def test_checkpoints_go_to_two_slots_in_turn_each_with_the_log_of_its_steps(mach
         assert max(machine.slots().values()) == step
     assert sorted(machine.slots().values()) == [40, 50]
     for slot, step in machine.slots().items():
-        log = machine.mirror_dir / _SLOTS[slot]
+        log = machine.mirror_dir / MIRROR_SLOTS[slot]
         assert read_log(log)[-1]["step"] == step
         entry = read_manifest(machine.mirror_dir)[slot]
         assert entry == {
@@ -111,7 +113,7 @@ def test_the_files_on_the_mirror_are_few_stay_few_and_below_three_checkpoints(ma
         save_checkpoint(machine.run_dir / f"step_{step:05d}.pt", machine.state.checkpoint())
         machine.copy()
     there = {path.name: path.stat().st_size for path in machine.mirror_dir.iterdir()}
-    assert set(there) <= {*_RUN_FILES, *_SLOTS, *_SLOTS.values(), "manifest.json", "writer.json"}
+    assert set(there) <= {*_RUN_FILES, *MIRROR_SLOTS, *MIRROR_SLOTS.values(), "manifest.json", "writer.json"}
     assert sum(there.values()) < 3 * (machine.run_dir / "last.pt").stat().st_size
     assert {path.name for path in (machine.root / "data" / machine.data_dir.name).iterdir()} == {
         *DATA_FILES,
@@ -161,7 +163,7 @@ def test_a_copy_that_is_cut_off_leaves_the_other_slot_whole(machine, monkeypatch
     machine.save(30)
     with monkeypatch.context() as patch:
         patch.setattr(mirror, "copy_in_place", cut_off)
-        with pytest.warns(UserWarning, match=r"was left behind: .*Input/output error"):
+        with pytest.warns(UserWarning, match=r"is out of date: .*Input/output error"):
             machine.copy()
     assert machine.slots()[max(machine.slots(), key=machine.slots().get)] == (20 if cut is not None else 30)
     machine.save(40)
@@ -175,7 +177,7 @@ def test_a_copy_that_does_not_read_back_is_not_called_mirrored(machine, monkeypa
 
     def flip(source, target):
         entry = copy_in_place(source, target)
-        if target.name in _SLOTS:
+        if target.name in MIRROR_SLOTS:
             content = bytearray(target.read_bytes())
             content[len(content) // 2] ^= 255
             target.write_bytes(content)
@@ -184,7 +186,7 @@ def test_a_copy_that_does_not_read_back_is_not_called_mirrored(machine, monkeypa
     machine.save(20)
     with monkeypatch.context() as patch:
         patch.setattr(mirror, "copy_in_place", flip)
-        with pytest.warns(UserWarning, match="left behind"):
+        with pytest.warns(UserWarning, match="out of date"):
             assert machine.copy().step is None
     assert machine.slots() == {"last.0.pt": 10}
     assert machine.copy().step == 20
@@ -197,7 +199,7 @@ def test_a_removed_slot_leaves_the_other_and_is_filled_again(machine, slot):
         machine.copy()
     (machine.mirror_dir / slot).unlink()
     machine.lose()
-    machine.mirror().fetch()
+    machine.mirror().restore()
     left = {"last.0.pt": 20, "last.1.pt": 10}[slot]
     assert load_checkpoint(machine.run_dir / "last.pt")["step"] == left
     machine.save(30)
@@ -227,7 +229,7 @@ def test_everything_comes_back_to_a_new_machine(machine, tmp_path):
     data = {name: (machine.data_dir / name).read_bytes() for name in DATA_FILES}
     machine.lose()
     machine.data_dir = tmp_path / "elsewhere" / machine.data_dir.name
-    assert machine.mirror().fetch()
+    assert machine.mirror().restore()["step"] == 10
     assert {path.name: path.read_bytes() for path in machine.run_dir.iterdir()} == before
     assert {path.name: path.read_bytes() for path in machine.data_dir.iterdir()} == data
 
@@ -237,7 +239,7 @@ def test_a_newer_local_run_is_not_overwritten(machine):
     machine.copy()
     machine.save(20)
     log = (machine.run_dir / "loss.jsonl").read_bytes()
-    assert not machine.mirror().fetch()
+    assert machine.mirror().restore()["step"] == 20
     assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 20
     assert (machine.run_dir / "loss.jsonl").read_bytes() == log
 
@@ -251,9 +253,9 @@ def test_an_older_local_run_gives_way_with_its_log(machine, tmp_path):
     machine.copy()
     machine.lose()
     shutil.copytree(tmp_path / "older", machine.run_dir)
-    assert machine.mirror().fetch()
+    assert machine.mirror().restore()["step"] == 20
     assert (machine.run_dir / "config.yaml").read_text() == "two sessions"
-    assert (machine.run_dir / "config.yaml.before-fetch").read_text() == "one session"
+    assert (machine.run_dir / "config.yaml.before-restore").read_text() == "one session"
     assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 20
     assert [row["step"] for row in read_log(machine.run_dir / "loss.jsonl")] == [10, 20]
 
@@ -263,7 +265,7 @@ def test_a_damaged_local_run_comes_back_from_the_mirror(machine):
     machine.copy()
     (machine.run_dir / "last.pt").write_bytes(b"torn")
     with pytest.warns(UserWarning, match="skipped"):
-        assert machine.mirror().fetch()
+        assert machine.mirror().restore()["step"] == 10
     assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 10
 
 
@@ -273,15 +275,15 @@ def test_when_no_checkpoint_on_the_mirror_verifies_nothing_starts_anew(machine):
     (machine.mirror_dir / "last.0.pt").write_bytes(b"torn")
     machine.lose()
     with pytest.raises(ValueError, match=r"none of .*last\.0\.pt"), pytest.warns(UserWarning, match="skipped"):
-        machine.mirror().fetch()
+        machine.mirror().restore()
 
 
 def test_fetching_from_an_empty_disk_brings_nothing_and_from_a_missing_one_is_an_error(machine):
-    assert not machine.mirror().fetch()
+    assert machine.mirror().restore() is None
     assert not machine.run_dir.exists()
     machine.root.parent.rmdir()
     with pytest.raises(FileNotFoundError, match="that disk is not there: mount it again"):
-        machine.mirror().fetch()
+        machine.mirror().restore()
 
 
 def test_nothing_is_copied_before_what_is_there_was_fetched(machine, tmp_path):
@@ -294,7 +296,7 @@ def test_nothing_is_copied_before_what_is_there_was_fetched(machine, tmp_path):
     with machine.mirror() as copy:
         time.sleep(0.2)
         assert sorted(machine.slots().values()) == [10, 20]
-        copy.fetch()
+        copy.restore()
     assert sorted(machine.slots().values()) == [10, 20]
 
 
@@ -363,7 +365,7 @@ def test_no_folder_is_made_where_the_disk_was_even_if_it_goes_just_after_a_look(
     machine.save(10)
     machine.root.parent.rmdir()
     monkeypatch.setattr(mirror.os.path, "isdir", lambda path: True)
-    with pytest.warns(UserWarning, match="was left behind: not mirrored yet"), machine.mirror():
+    with pytest.warns(UserWarning, match="is out of date: not mirrored yet"), machine.mirror():
         pass
     assert not machine.root.parent.exists()
 
@@ -389,7 +391,7 @@ def test_a_disk_that_is_missing_at_the_start_stops_nothing(machine, quick):
         until(lambda: copy.step == 10)
 
 
-def test_training_does_not_wait_for_a_slow_disk(tmp_path, data_dir, train_config, monkeypatch):
+def test_training_does_not_wait_for_a_slow_disk(tmp_path, lab, monkeypatch):
     release = threading.Event()
 
     def hang(source, target):
@@ -398,15 +400,12 @@ def test_training_does_not_wait_for_a_slow_disk(tmp_path, data_dir, train_config
 
     monkeypatch.setattr(mirror, "copy_in_place", hang)
     (tmp_path / "disk").mkdir()
-    rows = train(
-        tmp_path / "runs" / "r", data_dir, micro.MODEL, train_config, "cpu", mirror_root=tmp_path / "disk" / "lab"
-    )
-    seen = []
-    for row in rows:
-        seen.append(row["mirrored_step"])
-        if row["step"] == train_config.total_steps:
+    mirrored = []
+    for row in train_run(lab(tmp_path / "runs" / "r", tmp_path / "disk" / "lab"), "cpu", torch.float32):
+        mirrored.append(row["mirrored_step"])
+        if row["step"] == micro.TRAIN.total_steps:
             release.set()  # all steps were done while the first copy hung
-    assert seen == [None] * 5
+    assert mirrored == [None] * 5
     assert load_checkpoint(tmp_path / "disk" / "lab" / "runs" / "r" / "last.0.pt")["step"] == 12
 
 
@@ -416,42 +415,51 @@ def test_a_full_pass_is_made_at_the_end_with_what_came_last(machine):
     assert machine.slots() == {"last.0.pt": 10}
 
 
-# --- two machines
+# --- two sessions
 
 
-def another_machine(machine):
-    machine.mirror_dir.mkdir(parents=True, exist_ok=True)
-    alive = {"host": "elsewhere", "pid": 1, "session": "x", "time": time.time()}
-    write_json(machine.mirror_dir / "writer.json", alive)
-
-
-def test_a_machine_that_lives_keeps_the_mirror(machine, monkeypatch):
-    monkeypatch.setattr(session, "_POLL_SECONDS", 0.05)
-    another_machine(machine)
-    threading.Timer(0.2, another_machine, (machine,)).start()
-    with pytest.raises(BlockingIOError, match="elsewhere is training this run"), machine.mirror():
-        pass
-
-
-def test_a_machine_whose_mirror_was_taken_over_stops_copying_and_says_so(machine, quick):
+def test_a_session_that_finds_a_newer_one_stops_mirroring_and_says_so(machine, quick):
     machine.save(10)
-    with pytest.warns(UserWarning, match="elsewhere took over"), machine.mirror() as copy:
-        copy.update()
-        until(lambda: copy.step == 10)
-        another_machine(machine)
-        machine.save(20)
-        copy.update()
-        until(lambda: copy.trouble and not copy._thread.is_alive())
-    assert machine.slots() == {"last.0.pt": 10}
-    assert read_json(machine.mirror_dir / "writer.json")["host"] == "elsewhere"
+    with pytest.warns(UserWarning, match="a newer session mirrors to"), machine.mirror() as older:
+        older.update()
+        until(lambda: older.step == 10)
+        with machine.mirror() as newer:
+            newer.update()
+            until(lambda: newer.step == 10)
+            machine.save(20)
+            older.update()
+            until(lambda: older.trouble and not older._thread.is_alive())
+            assert machine.slots() == {"last.0.pt": 10}
+            newer.update()
+            until(lambda: newer.step == 20)
 
 
-def test_an_ended_session_lets_the_next_machine_in_at_once(machine, monkeypatch, capsys):
+def test_a_session_after_one_that_ended_or_died_mirrors_at_once(machine):
+    machine.save(10)
+    with machine.mirror() as dead:
+        dead.update()
+        until(lambda: dead.step == 10)
+    machine.save(20)
+    assert machine.copy().step == 20
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"session": '])
+def test_a_damaged_session_id_is_no_obstacle(machine, content):
     machine.save(10)
     machine.copy()
-    monkeypatch.setattr(session.socket, "gethostname", lambda: "elsewhere")
+    (machine.mirror_dir / "writer.json").write_text(content)
     machine.save(20)
-    assert machine.copy().step == 20 and "waiting" not in capsys.readouterr().out
+    assert machine.copy().step == 20
+
+
+def test_an_older_checkpoint_does_not_replace_a_newer_one_on_the_mirror(machine):
+    machine.save(10)
+    machine.copy()
+    machine.save(20)
+    machine.copy()
+    machine.save(5)
+    machine.copy()
+    assert sorted(machine.slots().values()) == [10, 20]
 
 
 # --- a whole run
@@ -470,16 +478,37 @@ def test_over_a_book_long_run_the_mirror_keeps_its_files_and_its_size(machine):
     assert max(sizes) < 3 * (machine.run_dir / "last.pt").stat().st_size
 
 
-def test_resuming_from_the_mirror_equals_the_uninterrupted_run(tmp_path, data_dir, train_config):
-    def steps(run_dir, until=99, **mirrored):
-        for row in train(run_dir, data_dir, micro.MODEL, train_config, "cpu", **mirrored):
-            if row["step"] >= until:
-                break
+def stopped_at(lab, step):
+    for row in train_run(lab, "cpu", torch.float32):
+        if row["step"] >= step:
+            break
 
+
+def test_resuming_from_the_mirror_equals_the_uninterrupted_run(tmp_path, lab, uninterrupted):
     (tmp_path / "disk").mkdir()
-    root = tmp_path / "disk" / "lab"
-    steps(tmp_path / "whole")
-    steps(tmp_path / "runs" / "r", 6, mirror_root=root)
+    mirrored = lab(tmp_path / "runs" / "r", tmp_path / "disk" / "lab")
+    stopped_at(mirrored, 6)
     shutil.rmtree(tmp_path / "runs")
-    steps(tmp_path / "runs" / "r", mirror_root=root)
-    assert not micro.differences(tmp_path / "runs" / "r", tmp_path / "whole")
+    list(train_run(mirrored, "cpu", torch.float32))
+    assert not micro.differences(tmp_path / "runs" / "r", uninterrupted())
+
+
+@pytest.mark.parametrize("machine_is_lost", [False, True])
+def test_a_resume_with_a_mirror_reads_one_checkpoint_once(tmp_path, lab, monkeypatch, machine_is_lost):
+    """It used to read and verify whole checkpoints 23 times before its first row."""
+    (tmp_path / "disk").mkdir()
+    mirrored = lab(tmp_path / "runs" / "r", tmp_path / "disk" / "lab", log_every=1)
+    stopped_at(mirrored, 9)
+    if machine_is_lost:
+        shutil.rmtree(tmp_path / "runs")
+    read = []
+
+    def count(path, *keys):
+        read.append(path.parent)
+        return load_checkpoint(path, *keys)
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", count)
+    rows = train_run(mirrored, "cpu", torch.float32)
+    assert next(rows)["step"] == 10
+    assert read == [tmp_path / ("disk/lab/runs/r" if machine_is_lost else "runs/r")]
+    rows.close()

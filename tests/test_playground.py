@@ -1,56 +1,63 @@
-"""A story that is told while one watches: beat by beat, stopped, walked through. The browser is played by the test."""
+"""The playground: a story that grows while you watch, can be stopped, and is explored token by token.
+
+The tests play the part of the browser.
+"""
 
 import re
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ipywidgets
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import settings as given_settings
-from hypothesis import strategies as st
 
-from tinystories_lab.checkpoint import load_model
-from tinystories_lab.generate import tell
-from tinystories_lab.model import GPTMini
-from tinystories_lab.notebook import playground, show
-from tinystories_lab.notebook.playground import story_playground
-from tinystories_lab.notebook.telling import Told, begin, odds_html, story_html, tell_in_beats
-from tinystories_lab.odds import likely_next
-from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenizer import text_of
-from tinystories_lab.words import PROMPTS
+from tinystories_lab.analysis.next_token import top_next_tokens
+from tinystories_lab.data.text import PROMPTS
+from tinystories_lab.generate import generate_batch
+from tinystories_lab.model import new_model
+from tinystories_lab.notebook import html, playground
+from tinystories_lab.notebook.playground import (
+    _new_story,
+    _probabilities_html,
+    _Story,
+    _story_html,
+    _stream_story,
+    story_playground,
+)
+from tinystories_lab.tokenizer import END_OF_TEXT, decode_continuation, eos_id
 
-SETTINGS = {"temperature": 0.8, "top_k": 50, "top_p": None, "seed": 0}  # as the sliders stand at first
+SETTINGS = {"temperature": 0.8, "top_k": 50, "top_p": None, "seed": 0}  # where the sliders start
+LENGTH = 20  # as in the playgrounds below
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(model_config):
-    torch.manual_seed(0)
-    return GPTMini(model_config).eval()
+    return new_model(model_config)
 
 
-def whole(model, tokenizer, prompt=PROMPTS[0], length=120, chosen=1, **settings):
-    """What a page shows when it is told to the end, which is what `generate` tells (the first test below)."""
-    *_, told = tell_in_beats(model, tokenizer, prompt, length, 60, **SETTINGS | settings)
-    return story_html(tokenizer, told, chosen)
+def finished(model, tokenizer, prompt=PROMPTS[0], length=LENGTH, **settings):
+    """The finished story. The first test below shows that `generate_batch` returns the same one."""
+    *_, story = _stream_story(model, tokenizer, prompt, length, 60, **SETTINGS | settings)
+    return story
+
+
+def page_of(model, tokenizer, *prompt_and_length, chosen=1, **settings):
+    return _story_html(tokenizer, finished(model, tokenizer, *prompt_and_length, **settings), chosen)
 
 
 class Page:
-    """A playground as a browser has it: parts by their class, and a link that copies `pulse` to `echo` when it gets to it."""
+    """A playground as a browser shows it: parts by their CSS class, and a link that copies `pulse` to `echo` some time later."""
 
     def __init__(self, *model_and_tokenizer, is_open=True):
         self.box = story_playground(*model_and_tokenizer)
-        self.parts, self.hidden, boxes = {}, [], [self.box]
+        self.parts, hidden, boxes = {}, [], [self.box]
         while boxes:
             box = boxes.pop()
             boxes += getattr(box, "children", ())
             for name in box._dom_classes:
                 self.parts[name.removeprefix("playground-")] = box
             if box.layout.display == "none":
-                self.hidden.append(box)
-        self.echo, self.pulse = self.hidden if self.hidden[0].value < self.hidden[1].value else self.hidden[::-1]
+                hidden.append(box)
+        self.echo, self.pulse = sorted(hidden, key=lambda box: box.value)
         if is_open:
             self.copy()
 
@@ -67,112 +74,106 @@ class Page:
 
 @pytest.fixture
 def page(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(playground, "_BEAT", 0)  # every token is a beat
+    monkeypatch.setattr(playground, "_SECONDS", 0)  # a heartbeat for every token
+    monkeypatch.setattr(playground, "NEW_TOKENS", LENGTH)
     return Page(model, tokenizer)
 
 
-prompts = st.sampled_from([*PROMPTS, "", "Ben 🐉", END_OF_TEXT])
+def test_a_story_only_grows_and_becomes_the_one_that_generate_returns(model, tokenizer):
+    for prompt, length, settings in (
+        (PROMPTS[0], 30, SETTINGS),
+        ("Ben 🐉", 10, SETTINGS | {"temperature": 0, "top_k": None}),
+        ("", 5, SETTINGS | {"top_k": 5, "top_p": 0.9, "seed": 3}),
+        (END_OF_TEXT, 0, SETTINGS),
+    ):
+        *growing, last = stories = list(_stream_story(model, tokenizer, prompt, length, 0, **settings))
+        seeds = [settings["seed"]]
+        settings = {key: value for key, value in settings.items() if key != "seed"}
+        (row,) = generate_batch(model, tokenizer, [prompt], length, seeds=seeds, **settings)
+        new = last.ids[last.start :]
+        assert prompt + decode_continuation(tokenizer, new) == row["story"]  # <|endoftext|> decodes to nothing
+        assert row["ended"] == (new[-1:] == (eos_id(tokenizer),))
+        assert all(not story.ended for story in growing) and last.ended
+        assert [story.ids for story in growing] == [last.ids[: last.start + n] for n in range(1, len(stories))]
 
 
-@given(prompts, st.integers(0, 30), st.sampled_from([0, 0.8]), st.sampled_from([None, 5]), st.integers(0, 9))
-@given_settings(max_examples=25)
-def test_told_in_beats_a_story_only_grows_to_what_generate_tells(run_model, prompt, length, temperature, top_k, seed):
-    settings = {"temperature": temperature, "top_k": top_k, "top_p": 0.9, "seed": seed}
-    *before, last = beats = list(tell_in_beats(*run_model, prompt, length, 0, **settings))
-    told = tell(*run_model, prompt, length, **settings)
-    new = last.ids[last.start :]
-    assert prompt + text_of(run_model[1], new) == told["story"]  # <|endoftext|> decodes to nothing
-    assert told["ended"] == (new[-1:] == (run_model[1].token_to_id(END_OF_TEXT),))
-    assert all(not beat.ended for beat in before) and last.ended
-    assert [beat.ids for beat in before] == [last.ids[: last.start + count] for count in range(1, len(beats))]
+def test_a_fast_model_generates_as_many_tokens_as_are_due_for_the_time_that_has_passed(model, tokenizer, monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(playground, "time", clock)
+    stories = _stream_story(model, tokenizer, "Lily", 30, 60, temperature=0)
+    assert [next(stories).count for _ in range(3)] == [2, 4, 6]
+    clock.now += 0.3
+    assert next(stories).count == 6 + 12, "40 tokens per second"
 
 
-@pytest.fixture(scope="module")
-def run_model(uninterrupted, tokenizer):
-    return load_model(uninterrupted() / "final.pt"), tokenizer
+def test_a_slow_model_shows_its_story_at_every_heartbeat(model, tokenizer):
+    counts = [story.count for story in _stream_story(model, tokenizer, "Lily", 3, 0, temperature=0)]
+    assert counts == [1, 2, 3, 3]
 
 
-def test_a_story_that_ends_by_itself_shows_how_likely_its_end_was(page, model, tokenizer, monkeypatch):
-    end_id, forward, calls = tokenizer.token_to_id(END_OF_TEXT), model.forward, []
+def test_a_story_that_ends_by_itself_shows_the_probability_of_its_end(page, model, tokenizer, monkeypatch):
+    forward, calls = model.forward, []
 
     def ends_after_five(ids, **cache):
         calls.append(ids)
         logits, _ = forward(ids, **cache)
-        logits[..., end_id] += 100 * (len(calls) > 5)
+        logits[..., eos_id(tokenizer)] += 100 * (len(calls) > 5)
         return logits, None
 
     page.prompt.value = "Ben"
     monkeypatch.setattr(model, "forward", ends_after_five)
-    *_, told = tell_in_beats(model, tokenizer, "Ben", 20, 60, **SETTINGS)
-    assert told.ids[-1] == end_id and told.count == 6 and told.ended == "It ended by itself."
-    calls.clear()  # the first call from here on is that of the bars
-    page.tell.click()
+    story = finished(model, tokenizer, "Ben")
+    assert story.ids[-1] == eos_id(tokenizer) and story.count == 6 and story.ended == "It ended by itself."
+    calls.clear()  # the first call from here on is the one for the bars
+    page.generate.click()
     page.to_the_end()
-    assert "5 tokens. It ended by itself." in page.said.value and "&lt;|endoftext|&gt;" in page.story.value
+    assert "5 tokens. It ended by itself." in page.status.value and "&lt;|endoftext|&gt;" in page.story.value
     page.token.value = 5
-    assert "→ &#x27;&lt;|endoftext|&gt;&#x27;" in page.odds.value
+    assert "→ &#x27;&lt;|endoftext|&gt;&#x27;" in page.probabilities.value
 
 
-def test_a_fast_model_tells_at_a_pace_one_can_watch_however_slowly_the_browser_comes_back(model, tokenizer):
-    beats = tell_in_beats(model, tokenizer, "Lily", 30, 60, temperature=0)
-    assert [next(beats).count for _ in range(3)] == [2, 4, 6]
-    time.sleep(0.3)
-    assert 6 + 12 <= next(beats).count <= 6 + 20, "40 tokens a second are due"
-
-
-def test_a_slow_model_is_shown_whenever_a_beat_is_over(model, tokenizer):
-    assert [beat.count for beat in tell_in_beats(model, tokenizer, "Lily", 3, 0, temperature=0)] == [1, 2, 3, 3]
-
-
-def test_without_a_browser_a_story_with_its_odds_is_there_at_once_and_tell_tells_to_the_end(model, tokenizer):
+def test_without_a_browser_the_whole_story_is_generated_at_once(model, tokenizer):
     page = Page(model, tokenizer, is_open=False)
-    assert page.story.value == whole(model, tokenizer)
-    assert "What may follow “Once upon a time”" in page.odds.value and page.odds.value.count("%</span>") in (12, 13)
+    assert page.story.value == page_of(model, tokenizer, PROMPTS[0], 120)
+    assert "What may follow “Once upon a time”" in page.probabilities.value
+    assert page.probabilities.value.count("%</span>") in (12, 13)
     page.seed.value = 5
-    page.tell.click()
-    assert page.story.value == whole(model, tokenizer, seed=5)
-    assert not page.tell.disabled and page.stop.disabled
+    page.generate.click()
+    assert page.story.value == page_of(model, tokenizer, PROMPTS[0], 120, seed=5)
+    assert not page.generate.disabled and page.stop.disabled
 
 
-def test_in_a_browser_the_story_grows_with_each_beat_to_what_generate_tells(page, model, tokenizer):
-    page.length.value, page.seed.value, page.prompt.value = 30, 3, "Lily found a big"
-    page.tell.click()
-    assert page.tell.disabled and page.token.disabled and not page.stop.disabled
+def test_in_a_browser_the_story_grows_with_each_heartbeat(page, model, tokenizer):
+    page.seed.value, page.prompt.value = 3, "Lily found a big"
+    page.generate.click()
+    assert page.generate.disabled and page.token.disabled and not page.stop.disabled
     grown = [page.story.value]
     while not page.stop.disabled:
         page.copy()
         grown.append(page.story.value)
-    beats = list(tell_in_beats(model, tokenizer, "Lily found a big", 30, 0, **SETTINGS | {"seed": 3}))
-    assert grown == [story_html(tokenizer, beat, bool(beat.ended)) for beat in beats] and len(grown) == 31
-    assert grown[-1] == whole(model, tokenizer, "Lily found a big", 30, seed=3)
-    assert not page.tell.disabled and not page.token.disabled and page.stop.disabled
+    stories = _stream_story(model, tokenizer, "Lily found a big", LENGTH, 0, **SETTINGS | {"seed": 3})
+    assert grown == [_story_html(tokenizer, story, bool(story.ended)) for story in stories]
+    assert not page.generate.disabled and not page.token.disabled and page.stop.disabled
 
 
-def test_stop_is_heard_between_two_beats_and_tell_begins_anew(page, model, tokenizer):
-    page.tell.click()
+def test_stop_works_between_two_heartbeats_and_generate_starts_again(page, model, tokenizer):
+    page.generate.click()
     page.copy()
     page.stop.click()
     stopped = page.story.value
-    assert "2 tokens. You stopped it." in page.said.value
-    assert stopped == whole(model, tokenizer, length=2)
+    assert "2 tokens. You stopped it." in page.status.value and stopped == page_of(model, tokenizer, PROMPTS[0], 2)
     page.to_the_end()
-    assert page.story.value == stopped, "a beat that was on its way is not told any more"
-    page.tell.click()
-    page.to_the_end()
-    assert page.story.value == whole(model, tokenizer)
-
-
-def test_two_quick_tells_are_one_story_from_its_beginning(page, model, tokenizer):
-    page.tell.click()
+    assert page.story.value == stopped, "a heartbeat that was on its way adds nothing"
+    page.generate.click()
     page.copy()
-    page.tell.click()
-    page.tell.click()
+    page.generate.click()
+    page.generate.click()
     page.to_the_end()
-    assert page.story.value == whole(model, tokenizer)
+    assert page.story.value == page_of(model, tokenizer), "two quick clicks are one story from its beginning"
 
 
-def test_a_second_window_does_not_tell_twice(page):
-    page.tell.click()
+def test_a_second_window_does_not_generate_twice(page):
+    page.generate.click()
     page.copy()
     page.copy()
     before, story = page.pulse.value, page.story.value
@@ -180,92 +181,85 @@ def test_a_second_window_does_not_tell_twice(page):
     assert page.story.value == story and page.pulse.value == before
 
 
-def test_sliders_move_the_odds_while_it_tells_and_leave_the_story_as_it_was_asked_for(page, model, tokenizer):
-    page.tell.click()
-    odds = page.odds.value
-    page.temperature.value = 1.5
-    hot = page.odds.value
-    page.top_k.value = 3
-    assert len({odds, hot, page.odds.value}) == 3
+def test_sliders_change_the_probabilities_at_once_and_the_story_only_when_it_is_generated(page, model, tokenizer):
+    page.generate.click()
+    seen = [page.probabilities.value]
+    for slider, value in ((page.temperature, 1.2), (page.top_k, 300), (page.top_p, 0.5)):
+        slider.value = value
+        seen.append(page.probabilities.value)
+    assert len(set(seen)) == 4 and page.top_k.label == "all"
     page.to_the_end()
-    assert page.story.value == whole(model, tokenizer)
-
-
-def test_the_sliders_mean_what_generate_means(page, model, tokenizer):
-    page.temperature.value, page.top_k.value, page.top_p.value, page.length.value = 1.2, 300, 0.5, 20
-    assert page.top_k.label == "all"
-    page.tell.click()
+    assert page.story.value == page_of(model, tokenizer)
+    page.generate.click()
     page.to_the_end()
-    assert page.story.value == whole(model, tokenizer, length=20, temperature=1.2, top_k=None, top_p=0.5)
-    assert "temperature 1.20, top_k all, top_p 0.50, seed 0: 20 tokens" in page.said.value
+    assert page.story.value == page_of(model, tokenizer, temperature=1.2, top_k=None, top_p=0.5)
+    assert "temperature 1.20, top_k all, top_p 0.50, seed 0: 20 tokens" in page.status.value
 
 
-def test_walking_through_a_story_frames_a_token_and_shows_what_else_was_likely_there(page, model, tokenizer):
-    page.length.value = 20
-    page.tell.click()
+def test_the_token_slider_frames_a_token_and_shows_what_else_was_likely_there(page, model, tokenizer):
+    page.generate.click()
     page.to_the_end()
-    *_, told = tell_in_beats(model, tokenizer, PROMPTS[0], 20, 60, **SETTINGS)
-    start = told.start
-    assert page.token.value == 1 and page.token.max == told.count
+    story = finished(model, tokenizer)
+    assert page.token.value == 1 and page.token.max == story.count
     page.token.value = 7
-    assert page.story.value == story_html(tokenizer, told, 7)
+    assert page.story.value == _story_html(tokenizer, story, 7)
     spans = page.story.value.split("<span")[1:]
-    assert [show._CHOSEN in span for span in spans].index(True) == start + 6 and len(spans) == len(told.ids)
-    rows = likely_next(model, tokenizer, told.ids[: start + 6], 0.8, 50, None, told=told.ids[start + 6])
-    assert show.bars(rows).data in page.odds.value and page.odds.value.count("→ &#x27;") == 1
+    assert [html._CHOSEN in span for span in spans].index(True) == story.start + 6 and len(spans) == len(story.ids)
+    before, token = story.ids[: story.start + 6], story.ids[story.start + 6]
+    rows = top_next_tokens(model, tokenizer, before, 0.8, 50, None, sampled=token)
+    assert html.bars(rows).data in page.probabilities.value and page.probabilities.value.count("→ &#x27;") == 1
     page.token.value = 0
-    assert show._CHOSEN not in page.story.value and "→" not in page.odds.value
+    assert html._CHOSEN not in page.story.value and "→" not in page.probabilities.value
 
 
-def test_a_new_prompt_ends_the_telling_and_shows_what_may_follow_it(page, model, tokenizer):
-    page.tell.click()
+def test_a_new_prompt_ends_the_story_and_shows_what_may_follow_it(page, model, tokenizer):
+    page.generate.click()
     page.prompt.value = "<b>Lily</b>"
-    told = begin(tokenizer, "<b>Lily</b>")
-    shown = story_html(tokenizer, replace(told, ended="not told"))
+    story = _new_story(tokenizer, "<b>Lily</b>")
+    shown = _story_html(tokenizer, replace(story, ended="not generated"))
     assert page.story.value == shown and "&lt;b&gt;" in "".join(re.findall(">([^<]*)<", shown)), "shown, not run"
-    assert "press Tell" in page.said.value and page.token.disabled and not page.tell.disabled
-    assert page.odds.value == odds_html(model, tokenizer, told, temperature=0.8, top_k=50, top_p=None)
+    assert "press Generate" in page.status.value and page.token.disabled and not page.generate.disabled
+    expected = _probabilities_html(model, tokenizer, story, temperature=0.8, top_k=50, top_p=None)
+    assert page.probabilities.value == expected
     page.to_the_end()
     assert page.story.value == shown
 
 
-@pytest.mark.parametrize("prompt", ["", " ", "Ωμέγα 🐉\u200b", END_OF_TEXT, "long " * 100])
-def test_any_prompt_can_be_told_from(page, model, tokenizer, prompt):
-    page.prompt.value, page.length.value = prompt, 10
-    page.tell.click()
-    page.to_the_end()
-    assert "10 tokens" in page.said.value or "It ended by itself." in page.said.value
+def test_any_prompt_can_be_continued(page):
+    page.length.value = 10
+    for prompt in ("", " ", "Ωμέγα 🐉\u200b", END_OF_TEXT, "long " * 100):
+        page.prompt.value = prompt
+        page.generate.click()
+        page.to_the_end()
+        assert "10 tokens" in page.status.value or "It ended by itself." in page.status.value, prompt
 
 
-def test_what_is_wrong_is_said_in_the_widget_and_tell_works_again_when_it_is_mended(
-    page, model, tokenizer, monkeypatch
-):
+def test_errors_are_shown_in_the_widget_and_generate_works_again_afterwards(page, model, tokenizer, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("CUDA out of memory\nand forty lines more")
 
-    page.length.value = 10
-    page.tell.click()
+    page.generate.click()
     with monkeypatch.context() as broken:
         broken.setattr(model, "forward", fails)
         page.copy()
-        assert "CUDA out of memory" in page.said.value and "forty" not in page.said.value
-        assert not page.tell.disabled and page.stop.disabled
-    page.tell.click()
+        assert "CUDA out of memory" in page.status.value and "forty" not in page.status.value
+        assert not page.generate.disabled and page.stop.disabled
+    page.generate.click()
     page.to_the_end()
-    assert page.story.value == whole(model, tokenizer, length=10)
+    assert page.story.value == page_of(model, tokenizer)
 
 
-def test_a_tokenizer_of_another_model_is_named_in_the_widget(model, tokenizer):
+def test_the_tokenizer_of_another_model_is_an_error_in_the_widget(model, tokenizer):
     other = type(tokenizer).from_str(tokenizer.to_str())
     other.add_tokens(["dragon"])
     page = Page(model, other)
     page.prompt.value = "dragon"
-    assert "is this the model" in page.said.value
+    assert "is this the model" in page.status.value
 
 
-def test_controls_are_named_wait_for_the_mouse_and_are_of_ipywidgets_core(page):
+def test_controls_have_names_wait_for_the_mouse_and_are_core_widgets(page):
     controls = ("prompt", "temperature", "top_k", "top_p", "length", "seed", "token")
-    assert page.parts.keys() == {*controls, "tell", "stop", "said", "story", "odds"}
+    assert page.parts.keys() == {*controls, "generate", "stop", "status", "story", "probabilities"}
     assert [page.parts[name].description for name in controls] == list(controls)
     assert not any(page.parts[name].continuous_update for name in controls)
     boxes = [page.box]
@@ -275,8 +269,8 @@ def test_controls_are_named_wait_for_the_mouse_and_are_of_ipywidgets_core(page):
         boxes += getattr(box, "children", ())
 
 
-def test_while_a_story_is_told_no_part_of_a_letter_is_shown(tokenizer, model):
+def test_no_part_of_a_letter_is_shown_while_a_story_grows(model, tokenizer):
     ids = tokenizer.encode("Ben 从前🦊").ids
     for count in range(1, len(ids)):
-        told = Told("Ben", tuple(ids[: count + 1]), 1)
-        assert "\ufffd" not in story_html(tokenizer, told) + odds_html(model, tokenizer, told, count)
+        story = _Story("Ben", tuple(ids[: count + 1]), 1)
+        assert "\ufffd" not in _story_html(tokenizer, story) + _probabilities_html(model, tokenizer, story, count)

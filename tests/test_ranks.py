@@ -11,13 +11,13 @@ import micro
 import pytest
 import together
 import torch
+from tinystories_lab.presets import PRESETS
+from tinystories_lab.ranks import from_first_rank, mean_over_ranks, my_rows, rank, ranks
+from tinystories_lab.runlog import read_log, read_rows
 
 from tinystories_lab import __main__ as command_line
 from tinystories_lab import stages, trainer
 from tinystories_lab.checkpoint import load_model
-from tinystories_lab.presets import PRESETS
-from tinystories_lab.ranks import from_first_rank, mean_over_ranks, my_rows, rank, ranks
-from tinystories_lab.runlog import read_log, read_rows
 
 TOGETHER = str(Path(__file__).with_name("together.py"))
 RUN = Path("runs", "stories-micro")

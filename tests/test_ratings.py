@@ -1,80 +1,66 @@
-"""A deck that gives nothing away, and what its ratings come to."""
+"""A deck that does not reveal its authors, and the averages of its ratings."""
 
 import re
 from collections import Counter
 from statistics import mean, pstdev
 
 import pytest
-import torch
 
-from tinystories_lab import ratings
-from tinystories_lab.model import GPTMini
-from tinystories_lab.ratings import RATED, _cut, average_ratings, blind_deck, save_rating, unrated
-from tinystories_lab.runlog import append_row, read_rows
+from tinystories_lab.analysis import ratings
+from tinystories_lab.analysis.ratings import QUESTIONS, average_ratings, blind_deck, save_rating, unrated
+from tinystories_lab.data.text import opening
+from tinystories_lab.files import append_row, read_rows
+from tinystories_lab.model import new_model
 from tinystories_lab.tokenizer import write_bin
-from tinystories_lab.words import opening
 
 MARKS = {"grammar": 4, "coherence": 0, "fun": 5}
 
 
-@pytest.fixture
-def model(model_config):
-    torch.manual_seed(0)
-    return GPTMini(model_config).eval()
+@pytest.fixture(scope="module")
+def deal(model_config, tokenizer, data_dir):
+    """`deal(new_tokens, seed)` makes a deck of the shared stories with an untrained model."""
+    model = new_model(model_config, seed=0).eval()
+    return lambda *args, val_bin=data_dir / "val.bin": blind_deck(model, tokenizer, val_bin, *args)
 
 
-def test_a_deck_is_five_told_and_three_real_stories_that_the_model_was_not_given(model, tokenizer, data_dir, stories):
-    deck = blind_deck(model, tokenizer, data_dir / "val.bin", new_tokens=60)
+def test_a_deck_is_five_generated_and_three_real_stories_that_the_model_was_not_given(deal, stories):
+    deck = deal(60)
     assert Counter(card["by"] for card in deck) == {"model": 5, "real": 3}
-    assert all(card.keys() == {"story", "by"} for card in deck)
-    held_out = stories[120:]
     for card in deck:
-        if card["by"] == "real":
-            assert card["story"] in held_out
-        else:
-            assert any(card["story"].startswith(opening(story)) for story in held_out)
-            assert card["story"] not in held_out
+        assert card.keys() == {"story", "by"} and (card["story"] in stories[120:]) == (card["by"] == "real")
+        assert any(card["story"].startswith(opening(story)) for story in stories[120:])
 
 
-def test_the_model_goes_on_from_other_stories_than_the_real_ones_of_the_deck(model, tokenizer, tmp_path):
-    write_bin(tmp_path / "val.bin", [f"{letter} was a letter of some kind." for letter in "ABCDEFGHIJ"], tokenizer)
-    deck = blind_deck(model, tokenizer, tmp_path / "val.bin", new_tokens=60)
+def test_the_model_continues_other_stories_than_the_real_ones_which_are_shown_without_white_space_around_them(
+    deal, tokenizer, tmp_path
+):
+    write_bin(tmp_path / "val.bin", [f"{letter} was a letter of some kind.\n" for letter in "ABCDEFGHIJ"], tokenizer)
+    deck = deal(20, val_bin=tmp_path / "val.bin")
     assert len({card["story"][0] for card in deck}) == len(deck)
+    assert all(card["story"].endswith(" kind.") for card in deck if card["by"] == "real")
 
 
-def test_real_and_told_stories_are_cut_alike(model, tokenizer, data_dir, stories):
-    deck = blind_deck(model, tokenizer, data_dir / "val.bin", new_tokens=6)
-    assert all(card["story"].endswith(" ...") for card in deck)
-    for card in deck:
-        whole = card["story"].removesuffix(" ...")
-        if card["by"] == "real":
-            assert any(story.startswith(whole + " ") for story in stories[120:]), "after a whole word"
+def test_real_and_generated_stories_are_cut_alike_after_a_whole_word(deal, tokenizer, stories):
+    for card in deal(6):
+        whole, cut = card["story"].removesuffix(" ..."), card["story"].endswith(" ...")
+        assert cut and (card["by"] == "model" or any(story.startswith(whole + " ") for story in stories[120:]))
         assert len(tokenizer.encode(whole).ids) <= len(tokenizer.encode(opening(whole)).ids) + 6
 
 
-def test_the_same_seed_gives_the_same_deck_and_another_seed_another(model, tokenizer, data_dir):
-    decks = [blind_deck(model, tokenizer, data_dir / "val.bin", new_tokens=6, seed=seed) for seed in (0, 0, 1)]
+def test_the_seed_decides_the_deck_and_its_order_gives_nothing_away(deal):
+    decks = [deal(2, seed) for seed in (0, *range(8))]
     assert decks[0] == decks[1] != decks[2]
+    assert len({"".join(card["by"][0] for card in deck) for deck in decks}) >= 4
 
 
-def test_the_order_gives_nothing_away(model, tokenizer, data_dir):
-    orders = {
-        "".join(card["by"][0] for card in blind_deck(model, tokenizer, data_dir / "val.bin", 2, seed))
-        for seed in range(8)
-    }
-    assert len(orders) >= 4
-
-
-def test_too_few_held_out_stories_are_refused(model, tokenizer, tmp_path):
+def test_too_few_validation_stories_are_refused_and_no_more_are_read_than_needed(
+    deal, tokenizer, tmp_path, monkeypatch
+):
     write_bin(tmp_path / "val.bin", ["Lily was happy."] * 7, tokenizer)
     with pytest.raises(ValueError, match="holds 7 stories; 8 are needed"):
-        blind_deck(model, tokenizer, tmp_path / "val.bin")
-
-
-def test_a_story_that_ended_is_whole_and_another_ends_after_a_whole_word():
-    assert _cut(" The end.\n", ended=True) == "The end."
-    assert _cut("The dog ran ho", ended=False) == "The dog ran ..."
-    assert opening("  Once upon\na time there") == "Once upon a time" and opening("Hi.") == "Hi."
+        deal(val_bin=tmp_path / "val.bin")
+    monkeypatch.setattr(ratings, "_CANDIDATES", 8)
+    assert all("Mia found a green" in card["story"] or card["by"] == "model" for card in deal(60))
 
 
 def test_a_rating_is_one_row_with_all_that_is_needed(tmp_path):
@@ -85,16 +71,16 @@ def test_a_rating_is_one_row_with_all_that_is_needed(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["when"])
 
 
-@pytest.mark.parametrize("wrong", [{"fun": 6}, {"fun": -1}, {"fun": 2.5}, {"fun": None}])
-def test_a_mark_out_of_range_is_refused_and_nothing_is_written(tmp_path, wrong):
-    with pytest.raises(ValueError, match="fun is"):
-        save_rating(tmp_path / "ratings.jsonl", {"story": "A", "by": "model"}, MARKS | wrong, "Ada")
+def test_a_mark_that_is_missing_or_out_of_range_is_refused_and_nothing_is_written(tmp_path):
+    wrong = [MARKS | {"fun": mark} for mark in (6, -1, 2.5, None)]
+    for marks in [*wrong, {"grammar": 4, "coherence": 0}]:
+        with pytest.raises(ValueError, match=r"mark for fun( is|: give)"):
+            save_rating(tmp_path / "ratings.jsonl", {"story": "A", "by": "model"}, marks, "Ada")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_one_rater_has_rated_is_not_asked_again_of_that_one(tmp_path):
-    deck = [{"story": story, "by": "model"} for story in "ABC"]
-    path = tmp_path / "ratings.jsonl"
+    deck, path = [{"story": story, "by": "model"} for story in "ABC"], tmp_path / "ratings.jsonl"
     assert unrated(deck, path, "Ada") == deck
     save_rating(path, deck[1], MARKS, "Ada")
     assert unrated(deck, path, "Ada") == [deck[0], deck[2]] and unrated(deck, path, "Ben") == deck
@@ -103,20 +89,14 @@ def test_what_one_rater_has_rated_is_not_asked_again_of_that_one(tmp_path):
 def test_averages_are_mean_and_spread_of_each_question_and_author(tmp_path):
     path = tmp_path / "ratings.jsonl"
     assert average_ratings(path) == []
-    told, real = [(5, 3, 0), (4, 2, 1), (3, 4, 5)], [(5, 5, 4)]
-    append_row(path, {"story": "x", **dict(zip(RATED, told[0], strict=True))})  # as rows were before they said by whom
-    for by, marks in [("model", told[1]), ("real", real[0]), ("model", told[2])]:
-        save_rating(path, {"story": "x", "by": by}, dict(zip(RATED, marks, strict=True)), "Ada")
-    rows = average_ratings(path)
-    assert [(row["question"], row["stories by"]) for row in rows] == [
-        (question, by) for question in RATED for by in ("model", "real")
-    ]
-    for row in rows:
-        of = [marks[RATED.index(row["question"])] for marks in (told if row["stories by"] == "model" else real)]
-        assert (row["mean"], row["spread"], row["ratings"]) == (mean(of), pstdev(of), len(of))
-
-
-def test_a_deck_reads_no_more_held_out_stories_than_it_chooses_from(model, tokenizer, data_dir, monkeypatch):
-    monkeypatch.setattr(ratings, "_CHOSEN_FROM", 8)
-    deck = blind_deck(model, tokenizer, data_dir / "val.bin", new_tokens=60)
-    assert all("Mia found a green" in card["story"] or card["by"] == "model" for card in deck)
+    old, *new = [dict(zip(QUESTIONS, marks, strict=True)) for marks in ((5, 3, 0), (4, 2, 1), (5, 5, 4), (3, 4, 5))]
+    append_row(path, {"story": "x", **old})  # such rows did not say whose story it is
+    for by, marks in zip(("model", "real", "model"), new, strict=True):
+        save_rating(path, {"story": "x", "by": by}, marks, "Ada")
+    expected = []
+    for question in QUESTIONS:
+        for by, rows in (("model", [old, new[0], new[2]]), ("real", [new[1]])):
+            marks = [row[question] for row in rows]
+            figures = {"mean": mean(marks), "spread": pytest.approx(pstdev(marks)), "ratings": len(marks)}
+            expected.append({"question": question, "stories by": by} | figures)
+    assert average_ratings(path) == expected

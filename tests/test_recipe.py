@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tinystories_lab.recipe import TrainConfig, lr_at, make_optimizer, seq_len_at
 
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.recipe import TrainConfig, lr_at, make_optimizer, seq_len_at
 
 CONFIG = TrainConfig(total_steps=1_100, warmup_steps=99, peak_lr=1e-3, final_lr_ratio=0.1)
 

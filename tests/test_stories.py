@@ -1,17 +1,35 @@
-"""Stories cleaned, split and kept: what is dropped, what is repaired, and what is not touched."""
+"""Stories cleaned, split and stored; mojibake; and a learner's own stories in other scripts through all five stages."""
 
 import json
 import os
+import random
+import tracemalloc
+import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import datasets
+import micro
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinystories_lab import stories
-from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.stories import CleanReport, _clean_rows, _split_rows, load_stories, open_stories, repair
+from tinystories_lab.analysis.memorization import memorization_overlaps
+from tinystories_lab.analysis.metrics import training_words
+from tinystories_lab.analysis.next_token import top_next_tokens
+from tinystories_lab.analysis.ratings import blind_deck
+from tinystories_lab.checkpoint import load_model
+from tinystories_lab.data import stories
+from tinystories_lab.data.stories import CleanReport, StoryTexts, fix_mojibake, load_stories, open_stories
+from tinystories_lab.data.text import PROMPTS, prompts_for, words_of
+from tinystories_lab.files import read_rows
+from tinystories_lab.model import GPTConfig
+from tinystories_lab.notebook.diagrams import windows
+from tinystories_lab.notebook.figures import probabilities_at_temperatures
+from tinystories_lab.pipeline import STAGES
+from tinystories_lab.run import Preset, Workspace
+from tinystories_lab.tokenizer import END_OF_TEXT, load_tokenizer, read_bin
 
 UNDEFINED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # the bytes that Windows-1252 has no character for
 
@@ -21,65 +39,77 @@ def write(path, texts):
     return path
 
 
-def tales(count):
-    return [f"Story {number} is about a fox.\nIt ran {number} miles." for number in range(count)]
+def tales(count, hero="fox"):
+    return [f"Story {number} is about a {hero}.\nIt ran {number} miles." for number in range(count)]
 
 
-def read_back(splits):
-    return {split: list(splits[split]["text"]) for split in splits}
+def texts_of(splits):
+    return {split: list(StoryTexts(splits[split])) for split in splits}
+
+
+def all_of(splits):
+    return sorted(text for split in splits.values() for text in StoryTexts(split))
 
 
 def clean(rows):
     report = CleanReport("rows")
-    return list(_clean_rows(iter(rows), report)), report
-
-
-def refuse_to_read(*args):
-    raise AssertionError("these stories are kept already; nothing is to be read")
+    return list(stories._clean_rows(iter(rows), report)), report
 
 
 def damage(text):
-    """Text as it shows when its UTF-8 bytes are taken for Windows-1252."""
+    """Text as it looks when its UTF-8 bytes are decoded as Windows-1252."""
     return "".join(chr(byte) if byte in UNDEFINED else bytes([byte]).decode("cp1252") for byte in text.encode())
+
+
+@pytest.fixture
+def on_hub(monkeypatch):
+    """`on_hub(train=["One."])` puts such splits on the Hub."""
+
+    def put(**splits):
+        hub = datasets.DatasetDict(
+            {split: datasets.Dataset.from_dict({"text": rows}) for split, rows in splits.items()}
+        )
+        monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: hub)
+
+    return put
 
 
 # --- cleaning ---------------------------------------------------------------------------------------------------------
 
 
 def test_empty_rows_and_exact_duplicates_are_dropped_and_the_first_of_each_stays():
-    rows = [("", text) for text in ("One.", None, "Two.", "", " \n\t", "One.", "  One.\n", "one.")]
-    kept, report = clean(rows)
+    kept, report = clean([("", text) for text in ("One.", None, "Two.", "", " \n\t", "One.", "  One.\n", "one.")])
     assert kept == [("", "One."), ("", "Two."), ("", "one.")]
     assert (report.empty, report.duplicates, report.in_train, report.repaired) == (3, 2, 0, 0)
 
 
-def test_a_validation_story_that_stands_in_train_is_dropped():
-    rows = [("train", "One."), ("train", "Two."), ("validation", "Two.\n"), ("validation", "Three.")]
-    kept, report = clean(rows)
-    assert kept == [("train", "One."), ("train", "Two."), ("validation", "Three.")]
-    assert (report.in_train, report.duplicates) == (1, 0)
-    assert report.examples["in_train"] == ["Two."]
-
-
-def test_a_duplicate_is_found_after_repair_and_whatever_marker_stands_around_it():
-    rows = [
-        ("", "“Hi,” said Zoë."),
-        ("", damage("“Hi,” said Zoë.")),
-        ("", f"{END_OF_TEXT}“Hi,” said Zoë.{END_OF_TEXT}\n"),
-    ]
-    kept, report = clean(rows)
-    assert kept == [("", "“Hi,” said Zoë.")]
+def test_a_duplicate_is_found_after_the_repair_and_with_any_marker_around_it():
+    story = "“Hi,” said Zoë."
+    kept, report = clean([("", story), ("", damage(story)), ("", f"{END_OF_TEXT}{story}{END_OF_TEXT}\n")])
+    assert kept == [("", story)]
     assert (report.duplicates, report.repaired, report.empty) == (2, 0, 0)
 
 
-def test_the_marker_parts_stories_inside_a_row_and_is_in_none():
+def test_the_marker_separates_stories_inside_a_row_and_stays_in_none():
     kept, report = clean([("train", f"One.\n{END_OF_TEXT}\nTwo.{END_OF_TEXT} {END_OF_TEXT}Three.{END_OF_TEXT}")])
     assert kept == [("train", "One."), ("train", "Two."), ("train", "Three.")]
     assert report.empty == 1
 
 
+def test_the_hubs_own_split_is_kept_without_validation_stories_that_also_appear_in_train(on_hub, tmp_path):
+    on_hub(
+        train=["One.", "Two.", "", "One.", None, damage("“Three,” said Zoë.")],
+        validation=["Two.", "“Three,” said Zoë.", "Four.", "Four.", " Five. "],
+    )
+    splits, report = load_stories("tinystories", tmp_path)
+    assert texts_of(splits) == {"train": ["One.", "Two.", "“Three,” said Zoë."], "validation": ["Four.", "Five."]}
+    examples = report.examples | {"empty": ["''"] * 2, "repaired": [damage("“Three,” said Zoë.")]}
+    assert examples["in_train"] == ["Two.", "“Three,” said Zoë."]
+    assert report == CleanReport("tinystories", 3, 2, 2, 2, 2, 1, examples)
+
+
 def test_the_report_counts_all_but_keeps_three_short_examples_of_each():
-    rows = [("train", ""), ("train", None), ("train", "\n"), ("train", "\t"), ("train", " ")]
+    rows = [("train", text) for text in ("", None, "\n", "\t", " ")]
     rows += [("train", f"{number} " + "long " * 100) for number in range(7) for _ in range(2)]
     rows += [("train", "Before. " * 50 + damage(f"“{number}” ") + "after. " * 50) for number in range(6)]
     rows += [("validation", f"{number} " + "long " * 100) for number in range(7)]
@@ -94,37 +124,20 @@ def test_the_report_counts_all_but_keeps_three_short_examples_of_each():
         assert damage(f"“{number}”") in example, "an example of a repair shows the damage, however deep in the story"
 
 
-def test_the_report_as_a_sentence_tells_every_count():
-    report = CleanReport("hub", train=1_001, validation=22, empty=303, duplicates=4_004, in_train=55, repaired=606)
-    assert str(report) == (
-        "hub: 1,001 stories to train on, 22 to validate with; dropped 303 empty, 4,004 duplicates, "
-        "55 validation stories that stand in train; repaired 606"
+def test_the_report_as_a_sentence_gives_every_count():
+    assert str(
+        CleanReport("hub", train=1_001, validation=22, empty=303, duplicates=4_004, in_train=55, repaired=606)
+    ) == (
+        "hub: 1,001 stories to train on and 22 for validation; dropped 303 empty rows, 4,004 duplicates and "
+        "55 validation stories that also appear in train; repaired 606"
     )
 
 
-# --- repair -----------------------------------------------------------------------------------------------------------
+# --- mojibake ---------------------------------------------------------------------------------------------------------
 
-# What English stories hold and wrong decoders break. No û: see the last of the texts that nothing is wrong with.
+# What English stories contain and wrong decoders break. No û: see the last text of CORRECT.
 OFTEN_DAMAGED = "“”‘’–—…•†‹›€™àáâãäåæçèéêëìíîïñòóôõöøùúüýÿ«»¿¡£©®°½\u00a0🦊😀🎈🐶🙂"
-
-
-@given(st.text(OFTEN_DAMAGED + "abcxyz ABC.,!?\n'\""))
-def test_damaged_quotes_dashes_accents_and_emoji_are_repaired(text):
-    assert repair(damage(text)) == text
-
-
-@given(st.lists(st.sampled_from(["“Hi,”", "said", "Zoë’s", "dog", "—", "to", "Mr.", "Café…", "🦊!", "sûr"])), st.data())
-def test_damage_in_part_of_a_text_is_repaired_there_and_the_rest_stays(words, data):
-    damaged = [damage(word) if data.draw(st.booleans()) else word for word in words]
-    assert repair(" ".join(damaged)) == " ".join(words)
-
-
-def test_every_last_byte_of_damaged_punctuation_is_known():
-    for number in range(0x2000, 0x2040):
-        assert repair(damage(f"a{chr(number)}b")) == f"a{chr(number)}b"
-
-
-NOTHING_WRONG = [
+CORRECT = [
     "“It’s late,” said the fox — and ran… ‘Wait!’ 🦊👨‍👩‍👧 🙂",
     "Il est allé « à la plage » — où ça ? À l’école, bien sûr ! « C’est dû », dit-il.",
     "«\u00a0Où est-il allé\u00a0» dit-elle. «\u00a0Par là\u00a0», dit l’âne\u00a0; c’est français\u00a0».",
@@ -138,101 +151,129 @@ NOTHING_WRONG = [
 ]
 
 
-@pytest.mark.parametrize("text", NOTHING_WRONG)
-def test_text_that_is_not_damaged_comes_back_as_it_is(text):
-    assert repair(text) == text
+@given(st.text(OFTEN_DAMAGED + "abcxyz ABC.,!?\n'\""))
+def test_damaged_quotes_dashes_accents_and_emoji_are_repaired(text):
+    assert fix_mojibake(damage(text)) == text
 
 
-@given(st.lists(st.sampled_from([word for text in NOTHING_WRONG for word in text.split()])), st.sampled_from(" \n"))
-def test_repair_changes_ordinary_text_neither_once_nor_twice_nor_after_a_repair(words, space):
+@given(st.lists(st.sampled_from(["“Hi,”", "said", "Zoë’s", "dog", "—", "to", "Mr.", "Café…", "🦊!", "sûr"])), st.data())
+def test_damage_in_part_of_a_text_is_repaired_there_and_the_rest_stays(words, data):
+    damaged = [damage(word) if data.draw(st.booleans()) else word for word in words]
+    assert fix_mojibake(" ".join(damaged)) == " ".join(words)
+
+
+def test_every_last_byte_of_damaged_punctuation_is_known():
+    for number in range(0x2000, 0x2040):
+        assert fix_mojibake(damage(f"a{chr(number)}b")) == f"a{chr(number)}b"
+
+
+@pytest.mark.parametrize("text", CORRECT)
+def test_correct_text_comes_back_unchanged(text):
+    assert fix_mojibake(text) == text
+
+
+@given(st.lists(st.sampled_from([word for text in CORRECT for word in text.split()])), st.sampled_from(" \n"))
+def test_a_second_repair_changes_nothing(words, space):
     text = space.join(words)
-    assert repair(text) == text
-    assert repair(repair(damage(text))) == repair(damage(text))
+    assert fix_mojibake(text) == text
+    assert fix_mojibake(fix_mojibake(damage(text))) == fix_mojibake(damage(text))
 
 
 # --- the split --------------------------------------------------------------------------------------------------------
 
 
-def share_of(rows):
-    splits = [split for split, _ in rows]
-    return splits.count("validation") / len(splits)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.07, 0.1, 0.15, 0.3, 0.4, 0.45, 0.5])
-def test_the_held_out_share_is_the_one_that_was_asked_for(share):
-    rows = list(_split_rows((("", str(number)) for number in range(10_000)), share, seed=3))
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.07, 0.15, 0.4, 0.45, 0.5])
+def test_validation_has_the_share_that_was_asked_for_drawn_from_all_over_the_corpus(share):
+    rows = list(stories._split_rows((("", str(number)) for number in range(10_000)), share, seed=3))
     assert [story for _, story in rows] == [str(number) for number in range(10_000)]
-    assert share_of(rows) == pytest.approx(share, abs=2e-4)
+    places = [int(story) for split, story in rows if split == "validation"]
+    assert len(places) / 10_000 == pytest.approx(share, abs=2e-4)
+    gaps = {after - before for before, after in pairwise(places)}
+    assert max(gaps) < 2 / share + 1 and len(gaps) >= {0.01: 60, 0.05: 31, 0.07: 20}.get(share, 3)
 
 
-def test_the_held_out_stories_come_from_all_over_the_corpus():
-    rows = _split_rows((("", str(number)) for number in range(10_000)), 0.05, seed=3)
-    held_out = [int(story) for split, story in rows if split == "validation"]
-    gaps = {after - before for before, after in pairwise(held_out)}
-    assert len(gaps) > 30 and max(gaps) < 40
-
-
-def test_a_split_that_the_source_has_is_kept():
+def test_a_split_of_the_source_is_kept():
     rows = [("train", "One."), ("validation", "Two."), ("train", "Three.")]
-    assert list(_split_rows(iter(rows), 0.5, seed=0)) == rows
+    assert list(stories._split_rows(iter(rows), 0.5, seed=0)) == rows
 
 
-@pytest.mark.parametrize("share", [0, -0.1, 0.51, 1, 5])
+@pytest.mark.parametrize("share", [0, -0.1, 0.51, 5])
 def test_a_share_that_leaves_too_little_is_refused(share):
     with pytest.raises(ValueError, match=rf"validation_share is {share}; it must be above 0 and at most 0\.5"):
         load_stories("toyland", max_stories=5, validation_share=share)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_two_stories_are_enough_for_two_splits(tmp_path, seed):
-    splits, report = load_stories(write(tmp_path / "two.jsonl", tales(2)), tmp_path / "data", seed=seed)
-    assert (len(splits["train"]), len(splits["validation"])) == (report.train, report.validation) == (1, 1)
+def test_two_stories_are_enough_for_two_splits_and_the_seed_decides_which_is_which(tmp_path):
+    path = write(tmp_path / "two.jsonl", tales(2))
+    held_out = set()
+    for seed in range(8):
+        splits, report = load_stories(path, tmp_path / "data", seed=seed)
+        assert (len(splits["train"]), len(splits["validation"])) == (report.train, report.validation) == (1, 1)
+        held_out.add(splits["validation"][0]["text"])
+    assert held_out == set(tales(2))
 
 
-def test_the_same_seed_gives_the_same_split_and_another_seed_another(tmp_path):
-    path = write(tmp_path / "s.jsonl", tales(200))
-    first, again, other = (read_back(load_stories(path, seed=seed)[0]) for seed in (1, 1, 2))
-    assert first == again
-    assert first["validation"] != other["validation"]
-    assert len({split["validation"][0] for split in (read_back(load_stories(path, seed=s)[0]) for s in range(9))}) == 2
+# --- load and store ---------------------------------------------------------------------------------------------------
 
 
-def test_every_story_is_in_one_split_and_in_its_order(tmp_path):
-    told = tales(2_500)  # more than one batch of rows, and the last one not full
-    splits, report = load_stories(write(tmp_path / "s.jsonl", told), tmp_path / "data")
-    train, validation = (list(splits[split]["text"]) for split in ("train", "validation"))
-    assert not set(train) & set(validation)
-    assert [story for story in told if story in set(train)] == train
-    assert [story for story in told if story in set(validation)] == validation
-    assert len(train) + len(validation) == 2_500
-    assert (report.train, report.validation) == (len(train), len(validation)) == (2_375, 125)
-
-
-# --- load and keep ----------------------------------------------------------------------------------------------------
-
-
-def test_both_splits_are_datasets_with_one_column_of_text(tmp_path):
-    splits, _ = load_stories(write(tmp_path / "s.jsonl", tales(9)), tmp_path / "data")
+def test_every_story_is_in_one_of_two_memory_mapped_datasets_in_its_order(tmp_path):
+    splits, report = load_stories(write(tmp_path / "s.jsonl", tales(500)), tmp_path / "data")
     assert isinstance(splits, datasets.DatasetDict) and list(splits) == ["train", "validation"]
     for split in splits.values():
-        assert split.features == {"text": datasets.Value("string")}
-        assert split.cache_files, "the stories are memory-mapped, not held in memory"
+        assert split.features == {"text": datasets.Value("string")} and split.cache_files
+        texts = list(StoryTexts(split))
+        assert texts == sorted(texts, key=tales(500).index)
+    assert all_of(splits) == sorted(tales(500))
+    assert (report.train, report.validation) == (475, 25)
 
 
-def test_the_hub_keeps_its_own_split_and_is_cleaned_like_any_other_source(tmp_path, monkeypatch):
-    hub = {
-        "train": ["One.", "Two.", "", "One.", None, damage("“Three,” said Zoë.")],
-        "validation": ["Two.", "“Three,” said Zoë.", "Four.", "Four.", " Five. "],
-    }
-    hub = datasets.DatasetDict({split: datasets.Dataset.from_dict({"text": texts}) for split, texts in hub.items()})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: hub)
-    splits, report = load_stories("tinystories", tmp_path)
-    assert read_back(splits) == {"train": ["One.", "Two.", "“Three,” said Zoë."], "validation": ["Four.", "Five."]}
-    assert (report.source, report.train, report.validation) == ("tinystories", 3, 2)
-    assert (report.empty, report.duplicates, report.in_train, report.repaired) == (2, 2, 2, 1)
+def test_memory_holds_a_few_megabytes_of_text_however_long_the_stories_are(tmp_path):
+    path = write(tmp_path / "s.jsonl", (f"{number} " + "long " * 25_000 for number in range(160)))  # 125 kB each
+    tracemalloc.start()
+    splits, _ = load_stories(path, tmp_path / "data")
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    assert max(batch.nbytes for batch in splits["train"].data.to_batches()) < 1.5e6
+    tracemalloc.reset_peak()
+    assert sum(map(len, StoryTexts(splits["train"]))) > 18e6
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    tracemalloc.stop()
 
 
-def test_without_a_data_dir_the_stories_live_until_the_process_ends(tmp_path, monkeypatch):
+def test_the_same_request_opens_what_is_stored_without_reading_the_source(tmp_path, monkeypatch):
+    path = write(tmp_path / "s.jsonl", [*tales(50), "", tales(1)[0]])
+    first, report = load_stories(path, tmp_path / "data", max_stories=51, seed=5)
+    monkeypatch.setattr(stories, "read_source", None)  # reading again would raise
+    again, same_report = load_stories(str(path), str(tmp_path / "data"), max_stories=51, seed=5)
+    path.unlink()
+    opened, stored_report = open_stories(tmp_path / "data")
+    assert texts_of(opened) == texts_of(again) == texts_of(first)
+    assert stored_report == same_report == report and report.examples == {"empty": ["''"]}
+
+
+def test_another_version_of_the_package_reads_again(tmp_path, monkeypatch):
+    load_stories("toyland", tmp_path, max_stories=3)
+    monkeypatch.setattr(stories, "__version__", "another")
+    monkeypatch.setattr(stories, "read_source", lambda *args: iter([("", "One."), ("", "Two.")]))
+    assert all_of(load_stories("toyland", tmp_path, max_stories=3)[0]) == ["One.", "Two."]
+
+
+def test_stories_stored_by_version_1_0_open(tmp_path):
+    (tmp_path / "stories").mkdir()
+    for split, texts in (("train", tales(2_375)), ("validation", ["Fin."])):
+        schema = pa.schema({"text": pa.string()})
+        with pa.ipc.new_stream(tmp_path / "stories" / f"{split}.arrow", schema) as writer:
+            for start in range(0, len(texts), 1_000):  # that version wrote batches of 1,000 rows
+                writer.write_batch(pa.record_batch([texts[start : start + 1_000]], schema))
+    report = {"source": "a.jsonl", "train": 2_375, "validation": 1, "empty": 1, "duplicates": 0, "in_train": 0}
+    report |= {"repaired": 0, "examples": {"empty": ["''"]}}
+    request = {"max_stories": None, "validation_share": 0.05, "seed": 0, "hub": "f54c", "version": "1.0.0"}
+    (tmp_path / "stories" / "report.json").write_text(json.dumps({"request": request, "report": report}))
+    splits, opened = open_stories(tmp_path)
+    assert texts_of(splits) == {"train": tales(2_375), "validation": ["Fin."]}
+    assert opened == CleanReport("a.jsonl", 2_375, 1, empty=1, examples={"empty": ["''"]})
+
+
+def test_without_a_data_dir_the_stories_are_deleted_when_the_process_ends(tmp_path, monkeypatch):
     at_exit, path = [], write(tmp_path / "s.jsonl", tales(20))
     monkeypatch.setattr(stories.atexit, "register", lambda *args, **kwargs: at_exit.append((args, kwargs)))
     monkeypatch.setattr(stories.tempfile, "tempdir", str(tmp_path))
@@ -244,116 +285,82 @@ def test_without_a_data_dir_the_stories_live_until_the_process_ends(tmp_path, mo
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_same_request_opens_what_is_kept(tmp_path, monkeypatch):
-    path = write(tmp_path / "s.jsonl", [*tales(50), "", tales(1)[0]])
-    first, first_report = load_stories(path, tmp_path / "data", max_stories=40, seed=5)
-    monkeypatch.setattr(stories, "read_rows", refuse_to_read)
-    again, again_report = load_stories(str(path), str(tmp_path / "data"), max_stories=40, seed=5)
-    assert read_back(again) == read_back(first) == read_back(open_stories(tmp_path / "data")[0])
-    assert again_report == first_report == open_stories(tmp_path / "data")[1]
-
-
-def test_what_is_kept_can_be_opened_without_the_source(tmp_path):
-    path = write(tmp_path / "s.jsonl", [*tales(50), ""])
-    first, first_report = load_stories(path, tmp_path / "data")
-    path.unlink()
-    again, again_report = open_stories(tmp_path / "data")
-    assert read_back(again) == read_back(first)
-    assert again_report == first_report and again_report.examples == {"empty": ["''"]}
-
-
 @pytest.mark.parametrize("change", [{"seed": 1}, {"max_stories": 30}, {"validation_share": 0.5}])
 def test_another_request_is_read_again(tmp_path, change):
     path = write(tmp_path / "s.jsonl", tales(50))
-    before = read_back(load_stories(path, tmp_path / "data")[0])
-    after = read_back(load_stories(path, tmp_path / "data", **change)[0])
-    assert after != before
-    assert after == read_back(load_stories(path, **change)[0])
+    before = texts_of(load_stories(path, tmp_path / "data")[0])
+    after = texts_of(load_stories(path, tmp_path / "data", **change)[0])
+    assert before != after == texts_of(load_stories(path, tmp_path / "other", **change)[0])
 
 
-def test_another_source_is_read_again(tmp_path):
+def test_another_source_a_changed_file_and_a_file_added_to_a_folder_are_read_again(tmp_path):
     load_stories("toyland", tmp_path / "data", max_stories=9)
-    splits, report = load_stories(write(tmp_path / "s.jsonl", tales(9)), tmp_path / "data", max_stories=9)
-    assert sorted([*splits["train"]["text"], *splits["validation"]["text"]]) == tales(9)
-    assert report.source == str(tmp_path / "s.jsonl")
-
-
-def test_a_changed_file_is_read_again(tmp_path):
-    path = write(tmp_path / "s.jsonl", tales(9))
-    load_stories(path, tmp_path / "data")
-    longer = load_stories(write(path, tales(10)), tmp_path / "data")[1]
-    assert longer.train + longer.validation == 10
-    write(path, [tale.replace("fox", "dog") for tale in tales(10)])  # as many bytes as before
-    os.utime(path, ns=(0, 0))
-    splits, _ = load_stories(path, tmp_path / "data")
-    assert "dog" in splits["train"][0]["text"]
-    write(path, tales(11))
-    os.utime(path, ns=(0, 0))  # as old as before
-    assert sum(load_stories(path, tmp_path / "data")[0].num_rows.values()) == 11
-
-
-def test_a_folder_to_which_a_file_came_is_read_again(tmp_path):
     (tmp_path / "mine").mkdir()
-    for count in (2, 3):
-        (tmp_path / "mine" / f"{count}.txt").write_text(f"Story {count}.")
-        (tmp_path / "mine" / "1.txt").write_text("Story 1.")
-        report = load_stories(tmp_path / "mine", tmp_path / "data")[1]
-        assert report.train + report.validation == count
+    path = tmp_path / "mine" / "a.jsonl"
+    for texts, time in ((tales(9), 1), (tales(9, "dog"), 2), (tales(11), 2)):  # of equal length, then of equal age
+        write(path, texts)
+        os.utime(path, ns=(time, time))
+        splits, report = load_stories(path, tmp_path / "data")
+        assert all_of(splits) == sorted(texts) and report.source == str(path)
+    for count in (11, 12):
+        assert len(all_of(load_stories(tmp_path / "mine", tmp_path / "data")[0])) == count
+        write(tmp_path / "mine" / "b.jsonl", ["Another story."])
 
 
-def test_a_kept_request_of_the_same_name_in_another_folder_is_read_again(tmp_path, monkeypatch):
-    for folder, tale in (("a", "fox"), ("b", "dog")):
-        (tmp_path / folder).mkdir()
-        write(tmp_path / folder / "s.jsonl", [text.replace("fox", tale) for text in tales(9)])
-        os.utime(tmp_path / folder / "s.jsonl", ns=(0, 0))
-        monkeypatch.chdir(tmp_path / folder)
-        splits, _ = load_stories("s.jsonl", tmp_path / "data")
-        assert tale in splits["train"][0]["text"]
+def test_a_file_of_the_same_name_in_another_folder_is_read_again(tmp_path, monkeypatch):
+    for hero in ("fox", "dog"):
+        (tmp_path / hero).mkdir()
+        os.utime(write(tmp_path / hero / "s.jsonl", tales(9, hero)), ns=(0, 0))
+        monkeypatch.chdir(tmp_path / hero)
+        assert all_of(load_stories("s.jsonl", tmp_path / "data")[0]) == sorted(tales(9, hero))
 
 
 def test_max_stories_stops_reading_early(tmp_path):
     path = write(tmp_path / "s.jsonl", tales(5))
     with path.open("a") as file:
         file.write("7\n" * 9)  # no story; reading on would raise
-    splits, report = load_stories(path, max_stories=5)
-    assert report.train + report.validation == 5
-    assert sorted([*splits["train"]["text"], *splits["validation"]["text"]]) == tales(5)
+    assert all_of(load_stories(path, max_stories=5)[0]) == tales(5)
 
 
 @pytest.mark.parametrize("texts", [[], ["One."], ["One.", "One.", ""]])
 def test_fewer_than_two_stories_are_refused_with_what_was_dropped(tmp_path, texts):
     path = write(tmp_path / "s.jsonl", texts)
-    kept, empty, twice = len(set(texts) - {""}), texts.count(""), max(0, len(texts) - 2)
-    sentence = rf"s\.jsonl gave {kept} stories .*\({empty} empty rows and {twice} duplicates dropped\); at least 2"
-    with pytest.raises(ValueError, match=sentence):
+    kept, empty, duplicates = len(set(texts) - {""}), texts.count(""), max(0, len(texts) - 2)
+    dropped = rf"\({empty} empty rows and {duplicates} duplicates dropped\); at least 2"
+    with pytest.raises(ValueError, match=rf"s\.jsonl gave {kept} stories .*{dropped}"):
         load_stories(path, tmp_path / "data")
-    assert [path.name for path in (tmp_path / "data" / "stories").iterdir()] == []
+    assert list((tmp_path / "data" / "stories").iterdir()) == []
 
 
-def test_a_hub_whose_validation_stories_all_stand_in_train_is_refused(tmp_path, monkeypatch):
-    same = datasets.Dataset.from_dict({"text": tales(4)})
-    hub = datasets.DatasetDict(train=same, validation=same)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: hub)
+def test_a_hub_whose_validation_stories_all_appear_in_train_is_refused(on_hub, tmp_path):
+    on_hub(train=tales(4), validation=tales(4))
     with pytest.raises(ValueError, match=r"tinystories gave 4 stories"):
         load_stories("tinystories", tmp_path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_load_keeps_what_was_there_and_the_next_one_reads_again(tmp_path, monkeypatch, error):
+def test_an_interrupted_load_keeps_the_old_stories_and_the_next_one_reads_again(tmp_path, monkeypatch, error):
     def interrupted(*args):
         yield from (("", tale) for tale in tales(1_500))
         raise error
 
+    def interrupted_report(report):
+        raise error
+
     path = write(tmp_path / "s.jsonl", tales(9))
-    load_stories(path, tmp_path / "data", seed=1)
+    before = texts_of(load_stories(path, tmp_path / "data", seed=1)[0])
     with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(stories, "read_rows", interrupted)
+        patch.setattr(stories, "read_source", interrupted)
+        patch.setattr(stories, "_BATCH_BYTES", 9_999)  # some batches are on disk already
         load_stories(path, tmp_path / "data", seed=2)
     assert not list((tmp_path / "data").rglob("*.partial"))
     kept, report = open_stories(tmp_path / "data")
-    assert (len(kept["train"]), len(kept["validation"])) == (report.train, report.validation) == (8, 1)
-    splits, _ = load_stories(path, tmp_path / "data", seed=2)
-    assert sorted([*splits["train"]["text"], *splits["validation"]["text"]]) == tales(9)
+    assert texts_of(kept) == before and (report.train, report.validation) == (8, 1)
+    with monkeypatch.context() as patch, pytest.raises(error):  # the stories are new, their report is not written yet
+        patch.setattr(stories, "asdict", interrupted_report)
+        load_stories(path, tmp_path / "data", seed=2)
+    assert not (tmp_path / "data" / "stories" / "report.json").exists()
+    assert all_of(load_stories(path, tmp_path / "data", seed=2)[0]) == tales(9)
 
 
 def test_stories_that_were_never_prepared_name_the_notebook_to_run(tmp_path):
@@ -361,11 +368,109 @@ def test_stories_that_were_never_prepared_name_the_notebook_to_run(tmp_path):
         open_stories(tmp_path)
 
 
-def test_an_unknown_or_missing_source_is_refused_before_what_is_kept_is_touched(tmp_path):
+@pytest.mark.parametrize("source, error", [("tinystory", ValueError), ("missing.txt", FileNotFoundError)])
+def test_an_unknown_or_missing_source_is_refused_before_the_stored_stories_are_touched(tmp_path, source, error):
     path = write(tmp_path / "s.jsonl", tales(9))
     load_stories(path, tmp_path)
-    with pytest.raises(ValueError, match=r"unknown source 'tinystory'"):
-        load_stories("tinystory", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*missing\.txt"):
-        load_stories(tmp_path / "missing.txt", tmp_path)
+    with pytest.raises(error, match=rf"(unknown source|there is no file) .*{source}"):
+        load_stories(source, tmp_path)
     assert open_stories(tmp_path)[1].source == str(path)
+
+
+# --- a learner's own stories, end to end ------------------------------------------------------------------------------
+
+RUSSIAN = (
+    ("Однажды", "Как-то раз", "Давным-давно"),
+    (" маленькая лиса", " серый волк", " добрый ёж", " весёлая белка"),
+    (" нашла в лесу", " увидел у реки", " принёс домой"),
+    (" красный мяч.", " синюю лодку.", " большой гриб."),
+    ("\n\n«Чьё это?» — спросила сова.", "\n\n«Давай играть!» — сказал заяц."),
+    (" Все были рады.", " Они стали друзьями.", " Потом пошёл снег."),
+)
+CHINESE = (
+    ("从前，", "有一天，", "很久很久以前，"),
+    ("一只小狐狸", "一个小女孩", "一只大黑熊", "一只白兔"),
+    ("来到河边。", "住在森林里。", "想找朋友。"),
+    ("“你是谁？”", "“一起玩吧！”", "“这是什么？”"),
+    ("小猫笑着说。", "妈妈轻轻地问。"),
+    ("他们回家吃饭。", "大家都很开心。", "月亮出来了。"),
+)
+
+
+@pytest.fixture(scope="module", params=[RUSSIAN, CHINESE], ids=["Russian file", "Chinese folder"])
+def finished(request, tmp_path_factory):
+    """A workspace after all five stages, its stories, its tokenizer and model, and the warnings; made once per script."""
+    root, choose = tmp_path_factory.mktemp("own"), random.Random(0).choice
+    texts = sorted({"".join(map(choose, request.param)) for _ in range(2_700)})[::2][:300]
+    source = root / "сказки.jsonl"
+    if request.param is RUSSIAN:
+        write(source, texts)
+    else:
+        (source := root / "mine").mkdir()
+        for number, text in enumerate(texts):
+            (source / f"{number:03}.txt").write_text(text, encoding="utf-8")
+    train = replace(micro.TRAIN, batch_size=8, seq_len=32, total_steps=50, eval_every=25, save_every=50, keep_every=50)
+    model = GPTConfig(vocab_size=700, n_layer=2, n_head=2, d_model=64, max_len=32)
+    lab = Workspace(Preset("own", "", None, 1_000, None, 45, model, train), str(source), root / "data", root / "run")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for stage in STAGES.values():
+            stage(lab)
+    tokenizer, model = load_tokenizer(lab.run_dir / "tokenizer.json"), load_model(lab.run_dir / "final.pt")
+    return lab, texts, tokenizer, model, [str(warning.message) for warning in warned]
+
+
+def test_every_own_story_arrives_whole_in_one_of_the_two_token_files(finished):
+    lab, texts, tokenizer, *_ = finished
+    _, report = open_stories(lab.data_dir)
+    written = [story for name in ("train.bin", "val.bin") for story in read_bin(lab.data_dir / name, tokenizer)]
+    assert sorted(written) == texts and len(texts) == 300
+    assert (report.empty, report.duplicates, report.repaired) == (0, 0, 0)
+
+
+def test_samples_continue_openings_of_own_stories_and_contain_no_broken_letter(finished):
+    lab, texts, tokenizer, *_ = finished
+    prompts = prompts_for(lab.data_dir / "val.bin", tokenizer)
+    assert not set(prompts) & set(PROMPTS) and len(set(prompts)) >= 4
+    assert all(any(text.startswith(prompt) for text in texts) for prompt in prompts)
+    samples = read_rows(lab.run_dir / "samples.jsonl")
+    assert [row["prompt"] for row in samples] == [*prompts] * 4
+    known = training_words(lab.data_dir / "train.bin", tokenizer)
+    for story in (row["story"] for row in samples if row["when"] == "after"):
+        assert "\ufffd" not in story and set(words_of(story)) & known
+
+
+def test_the_report_has_figures_of_words_overlaps_and_stories_in_that_script(finished):
+    lab, *_, warned = finished
+    report = (lab.run_dir / "report.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in report.splitlines() if line.startswith("|")}
+    before, after, real = map(float, rows["known words"][:3])
+    assert before < after <= 1 and real > 0.9 and after > 0.5
+    assert float(rows["generated"][0]) >= 2
+    assert read_rows(lab.run_dir / "samples.jsonl")[-10]["story"] in report
+    assert not [message for message in warned if "lyph" in message]
+
+
+def test_figures_of_its_tokens_are_drawn_without_a_warning_about_fonts(finished, recwarn, tmp_path):
+    _, texts, tokenizer, model, _ = finished
+    likely = top_next_tokens(model, tokenizer, tokenizer.encode(texts[0]).ids[:5])
+    tokens = [tokenizer.decode([token]) for token in tokenizer.encode("".join(texts[:3])).ids]
+    for figure in (probabilities_at_temperatures({0.8: likely}), windows(tokens, 0, 20)):
+        figure.savefig(tmp_path / "figure.png")
+    assert not [warning for warning in recwarn if "lyph" in str(warning.message)]
+
+
+def test_overlaps_are_counted_in_words_of_that_script(finished):
+    lab, _, tokenizer, *_ = finished
+    story = next(read_bin(lab.data_dir / "train.bin", tokenizer))
+    sample = {"story": story, "prompt": "", "max_new_tokens": 9}
+    (overlap,) = memorization_overlaps([sample], lab.data_dir, tokenizer)["generated"]
+    assert overlap.words == len(words_of(story)) and story.startswith(overlap.passage)
+
+
+def test_a_blind_deck_starts_with_its_openings_and_cuts_real_and_generated_stories_alike(finished):
+    lab, texts, tokenizer, model, _ = finished
+    deck = blind_deck(model, tokenizer, lab.data_dir / "val.bin", new_tokens=2)
+    assert len(deck) == 8 and not any("\ufffd" in card["story"] for card in deck)
+    cut = [card["story"].removesuffix(" ...") for card in deck if card["by"] == "real" and " ..." in card["story"]]
+    assert cut and all(any(text.startswith(start) and text != start for text in texts) for start in cut)

@@ -1,8 +1,13 @@
-"""The package as a stranger meets it: short modules, and no public name that is not explained and used elsewhere."""
+"""The package as a newcomer meets it: a core that stands alone, wings around it, and no public name without a purpose."""
 
 import ast
 import json
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tinystories_lab"
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 MODULES = {name: path for name, path in MODULES.items() if path.name != "__init__.py"}
-LONGEST = 170
+README = (ROOT / "README.md").read_text()
 
 
 def public(body: list[ast.stmt]) -> dict[str, ast.stmt]:
@@ -62,35 +67,88 @@ def in_signatures(code: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def used() -> set[tuple[str, str]]:
-    readme = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    readme = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     notebooks = map(code_of, (ROOT / "notebooks").glob("*.ipynb"))
     files = [*MODULES.values(), *(ROOT / "tests" / "benchmarks").glob("*.py")]
     return set().union(*map(used_by, [*readme, *notebooks, *(path.read_text() for path in files)]))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_public_name_is_used_outside_of_its_module_or_is_what_one_takes_or_gives(module, used):
-    code = MODULES[module].read_text()
-    named = {name for owner, name in used if owner == module} | in_signatures(code)
-    for name, definition in public(ast.parse(code).body).items():
-        if name in named and isinstance(definition, ast.Assign):  # what a constant in use holds
-            named |= {node.id for node in ast.walk(definition.value) if isinstance(node, ast.Name)}
-    unused = [name for name in public(ast.parse(code).body) if name not in named]
-    assert module.endswith("__main__") or not unused, f"{unused} are used by {module} alone: begin them with _"
+def test_every_public_name_is_used_outside_of_its_module_or_is_what_one_takes_or_gives(used):
+    unused = []
+    for module, path in MODULES.items():
+        code = path.read_text()
+        named = {name for owner, name in used if owner == module} | in_signatures(code)
+        for name, definition in public(ast.parse(code).body).items():
+            if name in named and isinstance(definition, ast.Assign):  # what a constant in use contains
+                named |= {node.id for node in ast.walk(definition.value) if isinstance(node, ast.Name)}
+        if part_of(module) not in CORE | {"__main__"}:  # the core's public names are there for whoever builds on it
+            unused += [f"{module}.{name}" for name in public(ast.parse(code).body) if name not in named]
+    assert not unused, "used in their own module alone: begin them with _"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_public_function_and_class_and_their_methods_are_documented(module):
-    defined = public(ast.parse(MODULES[module].read_text()).body)
-    for name, statement in list(defined.items()):
-        if isinstance(statement, ast.ClassDef):
-            defined |= {f"{name}.{method}": inner for method, inner in public(statement.body).items()}
-    functions = {name: it for name, it in defined.items() if isinstance(it, ast.FunctionDef | ast.ClassDef)}
-    bare = [name for name, statement in functions.items() if not ast.get_docstring(statement)]
-    assert not bare, f"{bare} of {module} have no docstring"
+def test_every_public_function_class_and_method_is_documented():
+    bare = []
+    for module, path in MODULES.items():
+        defined = public(ast.parse(path.read_text()).body)
+        for name, statement in list(defined.items()):
+            if isinstance(statement, ast.ClassDef):
+                defined |= {f"{name}.{method}": inner for method, inner in public(statement.body).items()}
+        functions = {name: it for name, it in defined.items() if isinstance(it, ast.FunctionDef | ast.ClassDef)}
+        bare += [f"{module}.{name}" for name, statement in functions.items() if not ast.get_docstring(statement)]
+    assert not bare
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_is_long(module):
-    lines = len(MODULES[module].read_text().splitlines())
-    assert lines <= LONGEST, f"{module} has {lines} lines: it has two ideas, or more than it needs"
+# --- the core and its wings
+
+CORE = {"model", "tokenizer", "loader", "config", "optim", "trainer", "checkpoint", "generate", "device", "files"}
+LAYERS = [CORE, {"run", "data", "durability"}, {"analysis"}, {"integrations"}, {"pipeline"}, {"notebook", "__main__"}]
+LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
+
+
+def part_of(module: str) -> str:
+    """The core's file, the wing's folder, or one of the files above the core."""
+    return module.split(".")[1]
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of the package that a module imports anywhere in its file."""
+    nodes = ast.walk(ast.parse(MODULES[module].read_text()))
+    named = {node.module: node.names for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    found = {name for name in named if name in MODULES}
+    return found | {f"{name}.{alias.name}" for name, names in named.items() for alias in names} & MODULES.keys()
+
+
+def lines_of(modules: Iterable[str]) -> int:
+    return sum(len(MODULES[module].read_text().splitlines()) for module in modules)
+
+
+def test_imports_go_one_way_and_the_core_imports_no_wing():
+    for module in MODULES:
+        for other in imports_of(module):
+            assert LAYER_OF[part_of(other)] <= LAYER_OF[part_of(module)], f"{module} imports {other}"
+
+
+def test_the_longest_chain_of_imports_is_seven_files():
+    @cache
+    def floor(module: str) -> int:
+        return 1 + max(map(floor, imports_of(module)), default=0)
+
+    highest = max(MODULES, key=floor)
+    assert floor(highest) <= 7, f"{highest} is on floor {floor(highest)}"
+
+
+def test_the_core_is_read_in_one_sitting_and_the_package_stays_thin():
+    assert lines_of(module for module in MODULES if part_of(module) in CORE) <= 1_650
+    assert lines_of(MODULES) <= 5_000
+
+
+def test_the_readmes_example_trains_and_generates_with_the_core_alone(tmp_path, data_dir):
+    (example,) = re.findall(r"^```python\n(.*?trainer import train.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert 8 <= len(example.splitlines()) <= 12, "about ten lines"
+    shutil.copytree(data_dir, tmp_path / "data" / "toyland-tiny")
+    wings = [f"tinystories_lab.{part}" for part in LAYER_OF if part not in CORE]
+    check = f"import sys; assert not [m for m in {wings} if m in sys.modules], 'a wing was imported'"
+    code = re.sub(r"total_steps=\d+", "total_steps=3", example) + check
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Once upon a time" in done.stdout

@@ -1,4 +1,4 @@
-"""The command line with a preset of twelve steps, for tests that start it with torchrun: stops after $STOP_AFTER steps."""
+"""Training by several processes: the command line for torchrun, and a session for processes that a test starts itself."""
 
 import atexit
 import os
@@ -8,24 +8,39 @@ from dataclasses import replace
 import micro
 import torch
 
-from tinystories_lab import stages, trainer
-from tinystories_lab.__main__ import main
-from tinystories_lab.presets import PRESETS, Preset
+from tinystories_lab import trainer
+from tinystories_lab.device import init_distributed
 
-PRESET = Preset("micro", "stories.txt", None, 1_000, None, 20, micro.MODEL, replace(micro.TRAIN, log_every=1))
+CONFIG = replace(micro.TRAIN, log_every=1)
 
 
-def train(*arguments, **settings):
-    rows = trainer.train(*arguments, **settings, dtype=torch.float32)
-    for row in rows:
-        yield row
-        if row["step"] == int(os.environ.get("STOP_AFTER", 0)):
-            rows.close()
-            raise KeyboardInterrupt
+def train(run_dir, data_dir, stop=None):
+    """Train the micro run in float64, so that no difference can come from rounding; leave the loop after step `stop`."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        rows = trainer.train(run_dir, data_dir, micro.MODEL, CONFIG, "cpu", torch.float32)
+        next((row for row in rows if row["step"] == stop), None)
+        rows.close()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def join(rank, processes, port, *arguments):
+    """`train` as one of several processes that torchrun might have started."""
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    with init_distributed():
+        train(*arguments)
 
 
 if __name__ == "__main__":
-    atexit.register(print, "Python was taken down", file=sys.stderr)
+    from tinystories_lab.__main__ import main
+    from tinystories_lab.run import PRESETS
+
+    atexit.register(print, "Python was shut down", file=sys.stderr)
     torch.set_num_threads(1)
-    PRESETS["micro"], stages.train = PRESET, train
+    torch.set_default_dtype(torch.float64)
+    trainer.choose_dtype = lambda device: (torch.float32, "for the test")
+    PRESETS["micro"] = replace(micro.PRESET, train=CONFIG)
     sys.exit(main([*sys.argv[1:], "--preset", "micro"]))

@@ -1,143 +1,194 @@
-"""Stop and continue: everything a run needs to go on, in one file that is whole or absent and holds no code."""
+"""Checkpoints: everything a run needs to continue, in one file that is written whole, verified, and contains no code."""
 
+import math
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinystories_lab.copies import read_manifest
-from tinystories_lab.files import replace_whole
-from tinystories_lab.llama import read_llama
-from tinystories_lab.model import GPTConfig, GPTMini
+from tinystories_lab.device import rank
+from tinystories_lab.files import atomic_write
+from tinystories_lab.model import GPTConfig, GPTMini, new_model
 
 MODEL_KEYS = {"step", "model", "model_config", "tokenizer_sha256"}
-RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "data_sha256", "saved_at", "orderly"}
+RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "data_sha256", "saved_at"}
 RESUME_KEYS |= {"seconds", "skipped_updates", "row"}
-MIRROR_SLOTS = ("last.0.pt", "last.1.pt")  # where `Mirror` copies last.pt in turn
+_KEPT_STEP_CHECKPOINTS = 2
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint (as of `TrainState.checkpoint`; further tensors and plain values may be in it) whole or not at all.
+    """Write a checkpoint (see `TrainState.checkpoint`) whole or not at all.
 
-    Raises OSError when the disk refuses, FloatingPointError when weights or moments are not finite; both leave the file
-    that was there.
+    Raises OSError if the disk refuses it, and FloatingPointError if weights or optimizer state are not finite. Both leave
+    an older file as it was.
     """
-    if broken := _not_finite(checkpoint):
-        raise FloatingPointError(f"{broken} holds values that are not finite: {path} was left as it was")
-    whole = BytesIO()  # torch's writer hides a full disk behind an error of its own, so it does not meet the disk
-    torch.save(checkpoint, whole)
-    with replace_whole(path) as file:
-        file.write(whole.getbuffer())
+    if broken := _find_not_finite(checkpoint):
+        raise FloatingPointError(f"{broken} has values that are not finite: {path} was left as it was")
+    buffer = BytesIO()  # torch.save reports a full disk as an error of its own, so it writes to memory first
+    torch.save(checkpoint, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, tensors and plain values only, after checking it: CRCs, `keys`, finite weights.
+    """Read a checkpoint onto the CPU and verify it: checksums, the expected `keys`, finite weights, no code.
 
-    Raises FileNotFoundError, or ValueError when the file is damaged, holds code, or is not a checkpoint of this lab.
+    Raises FileNotFoundError if there is no file, and ValueError if it fails verification.
     """
     path = Path(path)
     try:
-        path.stat()  # not exists(): a disk that fails is not a file that is missing
+        path.stat()  # not exists(): a disk that fails must not look like a missing file
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no checkpoint {path}: run 03_train (or `train` in the shell) first"
-        ) from error
+        advice = "run 03_train (or `train` in the shell) first"
+        raise FileNotFoundError(f"there is no checkpoint {path}: {advice}") from error
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's file is a zip
+        with zipfile.ZipFile(path) as archive:  # torch's file format is a zip archive
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} fails its checksum")
-            # One flipped bit makes a record a folder; torch then hands out memory that nobody wrote.
+            # One flipped bit can turn a record into a folder; torch would then return uninitialized memory.
             if any(entry.external_attr & 0x10 for entry in archive.infolist()):
                 raise zipfile.BadZipFile("a record is marked as a folder")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and plain values: do not trust it; it was not run") from error
+        found = "contains more than tensors and plain values"
+        raise ValueError(f"{path} {found}: do not trust it; it was not run") from error
     except Exception as error:  # zipfile, zlib and torch each raise their own
         raise ValueError(f"{path} is damaged ({error}): use an older checkpoint") from error
     if missing := keys - checkpoint.keys() if isinstance(checkpoint, dict) else keys:
-        purpose = "resume" if keys == RESUME_KEYS else "load"
+        purpose = "resume from" if keys == RESUME_KEYS else "load"
         raise ValueError(f"{path} is not a checkpoint to {purpose}: it lacks {sorted(missing)}")
     try:
-        broken = _not_finite(checkpoint) if "model" in keys else None
+        broken = _find_not_finite(checkpoint) if "model" in keys else None
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this lab ({error}): use an older checkpoint") from error
+        raise ValueError(f"{path} is not a checkpoint of this project ({error}): use an older checkpoint") from error
     if broken:
-        raise ValueError(f"{path} holds values that are not finite ({broken}): use an older checkpoint")
+        raise ValueError(f"{path} has values that are not finite ({broken}): use an older checkpoint")
     return checkpoint
 
 
-def _not_finite(checkpoint: dict[str, Any]) -> str | None:
-    """The name of a weight or a moment of the optimizer that holds infinity or NaN; None when all are finite."""
-    moments = checkpoint.get("optimizer", {"state": {}})["state"]
-    tensors = {f"moment {key} of weight {i}": value for i, state in moments.items() for key, value in state.items()}
+def _find_not_finite(checkpoint: dict[str, Any]) -> str | None:
+    """Return the name of a weight or optimizer tensor that contains infinity or NaN, or None."""
+    state = checkpoint.get("optimizer", {"state": {}})["state"]
+    tensors = {
+        f"{key} of weight {i} in the optimizer": value for i, part in state.items() for key, value in part.items()
+    }
     for name, tensor in (checkpoint["model"] | tensors).items():
-        if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # six times as fast as isfinite of each value
+        if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # six times as fast as checking each value
             return name
     return None
 
 
-def latest_checkpoint(run_dir: str | Path, mirror_dir: str | Path | None = None) -> Path | None:
-    """The checkpoint of a run with the highest step of those that verify; None when there is none at all.
-
-    The candidates are last.pt and step_NNNNN.pt in `run_dir` and the slots in `mirror_dir` (see `Mirror`); each is read
-    whole. Warns of each that it skips. Raises ValueError when some exist but none verifies: starting anew would hide that.
-    A slot that the mirror's manifest does not list was cut off in the first copy, and does not count as one.
-    """
-    candidates = [Path(run_dir) / "last.pt", *step_checkpoints(run_dir)]
-    candidates += [Path(mirror_dir) / slot for slot in MIRROR_SLOTS] if mirror_dir else []
-    skipped, newest, newest_step = [], None, -1
-    for path in candidates:
-        try:
-            step = load_checkpoint(path)["step"]
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:  # OSError: a disk may fail or go
-            warnings.warn(f"skipped: {error}", stacklevel=2)
-            if path.name not in MIRROR_SLOTS or isinstance(error, OSError) or path.name in read_manifest(path.parent):
-                skipped.append(path)
-        else:
-            if step > newest_step:
-                newest, newest_step = path, step
-    if skipped and not newest:
-        raise ValueError(
-            f"none of the run's checkpoints can be read ({', '.join(map(str, skipped))}): move them away, or take "
-            "`--fresh`, to start anew"
-        )
-    return newest
+def run_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Return the paths a run may be resumed from: last.pt and every step_NNNNN.pt, newest step first."""
+    return [Path(run_dir) / "last.pt", *_step_checkpoints(run_dir)]
 
 
-def step_of(path: str | Path, keys: set[str] = RESUME_KEYS) -> int:
-    """The step of a checkpoint that `load_checkpoint` can read; -1 where there is none."""
-    try:
-        return load_checkpoint(path, keys)["step"]
-    except (FileNotFoundError, ValueError):
-        return -1
-
-
-def step_checkpoints(run_dir: str | Path) -> list[Path]:
-    """The step_NNNNN.pt of a run, newest first."""
+def _step_checkpoints(run_dir: str | Path) -> list[Path]:
     numbered = [path for path in Path(run_dir).glob("step_*.pt") if path.stem.removeprefix("step_").isdecimal()]
     return sorted(numbered, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> GPTMini:
-    """The model of a checkpoint (last.pt, step_NNNNN.pt or final.pt) or of a Llama's folder, in evaluation mode on `device`.
+def latest_checkpoint(candidates: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """Return path and content of the candidate with the highest step that passes verification; None if no file exists.
 
-    Raises FileNotFoundError and ValueError as `load_checkpoint` and `read_llama`.
+    Candidates are verified in order of their steps, so usually one file is read. Warns about each that fails. Raises
+    ValueError if some exist but none passes: starting again from nothing would hide that.
     """
-    return model_of(read_llama(path) if Path(path).is_dir() else load_checkpoint(path, MODEL_KEYS), device)
+    steps = {path: step for path in candidates if (step := read_step(path)) is not None}
+    for path in sorted(steps, key=lambda path: steps[path] if steps[path] >= 0 else math.inf, reverse=True):
+        try:
+            return path, load_checkpoint(path)
+        except (OSError, ValueError) as error:  # OSError: the disk may fail or disappear
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+    if steps:
+        found, advice = ", ".join(map(str, steps)), "move them away, or use `--fresh`, to start again"
+        raise ValueError(f"none of the run's checkpoints can be read ({found}): {advice}")
+    return None
 
 
-def model_of(checkpoint: dict[str, Any], device: str | torch.device = "cpu") -> GPTMini:
-    """The model of what `load_checkpoint` has read, in evaluation mode on `device`; no random state is touched."""
-    with torch.random.fork_rng(devices=[]):
-        model = GPTMini(GPTConfig(**checkpoint["model_config"]))
+def read_step(path: str | Path) -> int | None:
+    """Return the step of a checkpoint without reading its tensors: None if there is no file, -1 if it is not readable."""
+    for mmap in (True, False):  # some disks do not support memory mapping
+        try:
+            Path(path).stat()
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)["step"]
+        except FileNotFoundError:
+            return None
+        except Exception:  # `load_checkpoint` says what is wrong
+            continue
+    return -1
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> GPTMini:
+    """Return the model of a checkpoint (last.pt, step_NNNNN.pt, final.pt) on `device`, in evaluation mode."""
+    return model_from_checkpoint(load_checkpoint(path, MODEL_KEYS), device)
+
+
+def model_from_checkpoint(checkpoint: dict[str, Any], device: str | torch.device = "cpu") -> GPTMini:
+    """Return the model of a loaded checkpoint on `device`, in evaluation mode. No random state changes."""
+    model = new_model(GPTConfig.from_dict(checkpoint["model_config"]))
     model.load_state_dict(checkpoint["model"])
-    if torch.device(device).type == "cpu":  # telling reads all weights for a token: CPUs do so faster column by column
+    if torch.device(device).type == "cpu":  # column-major weights speed up single-token decoding on CPUs
         for weight in model.parameters():
             weight.data = weight.data.t().contiguous().t()
     return model.to(device).eval()
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints, one at a time. A failed save becomes a warning, and training continues. Only rank 0 writes.
+
+    With `background`, a thread writes a copy of the checkpoint while training continues. `after_save` is called after
+    each successful save of last.pt. `saved_step` is the step of the newest last.pt.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, step: int, background: bool = False, after_save: Callable[[], None] = lambda: None
+    ) -> None:
+        self.run_dir, self.saved_step, self._after_save = Path(run_dir), step, after_save
+        self._pool = ThreadPoolExecutor(1, "checkpoint writer") if background else None
+        self._pending: tuple[str, Future] | None = None
+
+    def save(self, name: str, checkpoint: dict[str, Any]) -> None:
+        """Write a checkpoint to a file of that name in the run folder, after the previous save has finished."""
+        self.wait()
+        if rank() != 0:
+            return
+        try:
+            if self._pool is None:
+                self._write(name, checkpoint)
+            else:  # a copy, because training changes the tensors while the thread writes
+                self._pending = name, self._pool.submit(self._write, name, deepcopy(checkpoint))
+        except Exception as error:  # of any kind: a full disk, weights that are not finite, no memory for the copy
+            self._warn(name, error)
+
+    def wait(self) -> None:
+        """Wait until the current save has finished, and warn if it failed."""
+        if self._pending is not None:
+            (name, future), self._pending = self._pending, None
+            if error := future.exception():
+                self._warn(name, error)
+
+    def finish(self, checkpoint: dict[str, Any]) -> None:
+        """Make sure that final.pt has this step's model: it may be missing, or from a shorter schedule. Raises OSError."""
+        self.wait()
+        if rank() == 0 and read_step(self.run_dir / "final.pt") != checkpoint["step"]:
+            save_checkpoint(self.run_dir / "final.pt", checkpoint)
+
+    def _write(self, name: str, checkpoint: dict[str, Any]) -> None:
+        save_checkpoint(self.run_dir / name, checkpoint)
+        if name == "last.pt":
+            self.saved_step = checkpoint["step"]
+            self._after_save()
+        elif name != "final.pt":
+            for old in _step_checkpoints(self.run_dir)[_KEPT_STEP_CHECKPOINTS:]:
+                old.unlink(missing_ok=True)
+
+    def _warn(self, name: str, error: BaseException) -> None:
+        warnings.warn(f"saving {self.run_dir / name} failed ({error}): training continues", stacklevel=4)

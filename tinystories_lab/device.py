@@ -1,12 +1,22 @@
-"""Where to compute and in which precision, each with the sentence that says why."""
+"""Where to compute and in which precision, each choice with its reason; and how several processes train one model."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-_WORTH_COMPILING = 3e14  # floating point operations: an hour on two cores, seconds on a GPU
+_MIN_FLOPS_TO_COMPILE = 3e14  # floating-point operations of a run: an hour on two cores, seconds on a GPU
 
 
 def choose_device() -> tuple[torch.device, str]:
-    """The device to train on, and the sentence that says why."""
+    """Return the device to train on and a sentence that says why."""
     if torch.cuda.is_available():
         return torch.device("cuda"), f"training on the GPU {torch.cuda.get_device_name()}"
     if torch.backends.mps.is_available():
@@ -15,41 +25,124 @@ def choose_device() -> tuple[torch.device, str]:
 
 
 def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype to compute in on `device`, and the sentence that says why. Weights are kept in float32 anyway."""
+    """Return the dtype to compute in on `device` and a sentence that says why. Weights stay in float32 in any case."""
     if device.type == "cuda":
-        # Not torch.cuda.is_bf16_supported(): it counts emulation, and is True on a T4.
+        # torch.cuda.is_bf16_supported() counts emulation, so it is True even on a T4, where bfloat16 is slow.
         major, minor = torch.cuda.get_device_capability(device)
         if (major, minor) >= (8, 0):
-            return torch.bfloat16, f"bfloat16: compute capability {major}.{minor} has it in hardware"
-        return (
-            torch.float16,
-            f"float16 with loss scaling: compute capability {major}.{minor} is below 8.0, which bfloat16 needs",
-        )
+            return torch.bfloat16, f"bfloat16: compute capability {major}.{minor} supports it in hardware"
+        needed = f"compute capability {major}.{minor} is below 8.0, which bfloat16 needs"
+        return torch.float16, f"float16 with loss scaling: {needed}"
     if device.type == "mps":
-        if _computes_in_bfloat16(device):
-            return torch.bfloat16, "bfloat16: as the chapter trains on Apple's GPU"
-        return torch.float32, "float32: this macOS and PyTorch do not compute bfloat16 on Apple's GPU"
-    # Measured on two cores each: with such units 1.3 to 1.5 times the tokens a second of float32, without them a third.
+        if _supports_bfloat16(device):
+            return torch.bfloat16, "bfloat16: the chapter trains in it on Apple's GPU"
+        return torch.float32, "float32: this version of macOS or PyTorch does not support bfloat16 on Apple's GPU"
+    # Measured on two cores: with such instructions 1.3 to 1.5 times the speed of float32, without them a third of it.
     if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)():
-        return torch.bfloat16, "bfloat16: this CPU has instructions for it, which were measured to be faster"
-    return torch.float32, "float32: a CPU without instructions for bfloat16 was measured to be slower in it"
+        return torch.bfloat16, "bfloat16: this CPU has instructions for it and is faster with them"
+    return torch.float32, "float32: this CPU has no instructions for bfloat16 and would be slower in it"
 
 
-def choose_compile(device: torch.device, flops: float) -> tuple[bool, str]:
-    """Whether to compile the model for a run of so many floating point operations, and why."""
+def pays_to_compile(device: torch.device, flops: float) -> bool:
+    """Return whether a run of `flops` floating-point operations is long enough to repay the compile time on `device`."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return False, "PyTorch's compiler gains little below compute capability 8.0"
-    if device.type not in ("cuda", "cpu"):
-        return False, f"not tried on {device.type}"
-    if flops < _WORTH_COMPILING:
-        return False, "a short run would not earn it back"
-    return True, "a long run earns it back"
+        return False  # PyTorch's compiler gains little there
+    return device.type in ("cuda", "cpu") and flops >= _MIN_FLOPS_TO_COMPILE  # other devices were not tried
 
 
-def _computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether a small product in bfloat16 works on `device` and is right; old systems refuse the type."""
+def compile_model(
+    model: nn.Module, device: torch.device, flops: float, warm_up: Callable[[Callable], Any]
+) -> tuple[Callable[..., Any], float]:
+    """Compile and warm up the model if the run is long enough to repay the compile time.
+
+    Returns what to call instead of the model, and the seconds it took. If compiling does not pay or fails, that is the
+    model itself. `warm_up` calls the compiled model once, with a batch of the only shape that it will serve.
+    """
+    if not pays_to_compile(device, flops):
+        return model, 0.0
+    print("compiling the model: this takes about a minute, which a run of this length repays ...")
+    started, compiled = time.perf_counter(), torch.compile(model, dynamic=False)
+    try:
+        warm_up(compiled)
+        print(f"compiled in {time.perf_counter() - started:.0f} s, which tokens_per_second does not count")
+    except torch.OutOfMemoryError:
+        pass  # the first step runs out of memory too, and splits the batch
+    except Exception as error:  # a missing compiler, an unknown GPU, a bug in PyTorch: each raises something else
+        compiled = model
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"the model could not be compiled ({reason}): training continues without, more slowly", stacklevel=3
+        )
+    return compiled, time.perf_counter() - started
+
+
+def _supports_bfloat16(device: torch.device) -> bool:
+    """Whether a small bfloat16 product on `device` works and is correct; older systems refuse the dtype."""
     try:
         ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
         return bool((ones @ ones == 2).all())
     except (RuntimeError, TypeError, AssertionError):
         return False
+
+
+def rank() -> int:
+    """Return the number of this process, from 0. Only rank 0 writes files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def init_distributed() -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of the block. Without torchrun, do nothing.
+
+    Each process uses its own GPU (NCCL), or all of them use CPUs (gloo).
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return this rank's rows of a global batch: x and y, each (B / world_size, T)."""
+    x, y = (part.chunk(world_size())[rank()] for part in batch)
+    return x, y
+
+
+def wrap_ddp(model: nn.Module) -> nn.Module:
+    """Wrap the model so that a backward pass averages gradients over all ranks. With one process, return it unchanged."""
+    return DistributedDataParallel(model) if world_size() > 1 else model
+
+
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """Return the mean over all ranks, computed in place. Does not synchronize the host."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+def any_rank(value: bool) -> bool:
+    """Return whether `value` is true on any rank. Synchronizes the host if there are several."""
+    if world_size() == 1:
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return bool(all_reduce_mean(torch.tensor(float(value), device=device)) > 0)
+
+
+def broadcast(value: Any) -> Any:
+    """Return rank 0's value on every rank. It may be any object; tensors in it must be on the CPU."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]

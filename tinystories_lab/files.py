@@ -1,18 +1,23 @@
-"""A file appears whole or not at all."""
+"""Files written whole or not at all, JSON lines, and checksums."""
 
+import hashlib
+import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+Row = dict[str, Any]
 
 
 @contextmanager
-def replace_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a file for writing that takes the place of `path` only when the block ends well.
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """Open a file for writing that replaces `path` only if the block succeeds.
 
-    The block writes to `<path>.partial` beside it, which is then flushed, synced and renamed. If the block raises,
-    the partial file goes and `path` still holds what it held. Text modes write UTF-8.
+    The block writes to `<path>.partial` beside it, which is then flushed, synced to disk and renamed. If the block
+    raises, the partial file is deleted and `path` keeps its old content. Text modes write UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,6 +28,39 @@ def replace_whole(path: str | Path, mode: str = "wb") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:  # also KeyboardInterrupt: nobody should meet half a file later
+    except BaseException:  # KeyboardInterrupt too: nobody should find half a file later
         partial.unlink(missing_ok=True)
         raise
+
+
+def append_row(path: str | Path, row: Row) -> None:
+    """Append one row to a JSON lines file. If a crash cut off the last line, start a new one."""
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Return all rows of a JSON lines file, in order. Damaged lines are skipped with a warning; no file means no rows."""
+    path, rows = Path(path), []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            warnings.warn(f"{path}, line {number}: not valid JSON, skipped", stacklevel=2)
+    return rows
+
+
+def read_log(path: str | Path) -> list[Row]:
+    """Return the rows of loss.jsonl sorted by step. If a resumed run logged a step again, the later row counts."""
+    return [row for _, row in sorted({row["step"]: row for row in read_rows(path)}.items())]
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content as a hexadecimal string."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

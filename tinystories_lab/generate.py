@@ -1,4 +1,4 @@
-"""Ids to story: read what there is, draw the next token, go on."""
+"""Generate text: read the prompt, sample the next token, repeat."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,33 +7,75 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from tinystories_lab.model import GPTMini
-from tinystories_lab.sampling import TEMPERATURE, TOP_K, draw, next_token_probabilities
-from tinystories_lab.tokenizer import end_id, first_ids, text_of
+from tinystories_lab.model import GPTMini, KVCache
+from tinystories_lab.tokenizer import decode_continuation, encode_prompt, eos_id
 
-NEW_TOKENS = 120  # the chapter's, as its prompts
+TEMPERATURE, TOP_K, NEW_TOKENS = 0.8, 50, 120  # the chapter's settings
 
 
-def window(ids: list[int], max_len: int) -> list[int]:
-    """The last of `ids` that the model sees: all up to max_len; then half of them go at once whenever it is full.
+def next_token_probabilities(
+    logits: Tensor, temperature: float = TEMPERATURE, top_k: int | None = TOP_K, top_p: float | None = None
+) -> Tensor:
+    """Return the probability of each next token: logits (..., V) in, the same shape out, float32 on the CPU.
 
-    So each token is read twice at most, and the odds are those of an uncached model on the window.
+    Temperature divides the logits; 0 is greedy and puts all probability on the most likely token. Then only the `top_k`
+    most likely tokens stay, then the smallest set of tokens with a total probability of at least `top_p`. None turns
+    a filter off. Raises ValueError for values out of range.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more, 0.7 to 0.9 is a good start")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, or None for all tokens")
+    logits = logits.detach().float().cpu()
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    values, ids = logits, None
+    if top_k is not None and top_k < logits.shape[-1]:
+        values, ids = logits.topk(top_k)
+        smallest = values[..., -1:]
+        if (logits == smallest).sum() > (values == smallest).sum():  # among equals keep the first, as argmax does
+            values, ids = (part[..., :top_k] for part in logits.sort(descending=True, stable=True))
+    probabilities = torch.softmax((values - values.amax(-1, keepdim=True)) / temperature, dim=-1)
+    if ids is not None:
+        probabilities = torch.zeros_like(logits).scatter_(-1, ids, probabilities)
+    if top_p is not None:
+        descending, order = probabilities.sort(descending=True, stable=True)
+        dropped = descending.cumsum(-1) - descending >= top_p  # never the most likely token
+        probabilities = probabilities.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0)
+        probabilities /= probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def sample(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
+    """Draw one id per row of `probabilities` (B, V), each with its own random generator."""
+    cumulative = probabilities.double().cumsum(-1)
+    points = torch.stack([torch.rand(1, generator=random, dtype=torch.float64) for random in generators])
+    # The first cumulative sum above the point. A token with probability 0 adds nothing, so it is never the first.
+    return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0].tolist()
+
+
+def context_window(ids: list[int], max_len: int) -> list[int]:
+    """Return the last ids, which the model sees: all of them up to max_len; beyond that, half are dropped at a time.
+
+    So each token is read twice at most. The probabilities are those of an uncached model that reads the window.
     """
     half = max(1, max_len // 2)
     return ids[math.ceil(max(0, len(ids) - max_len) / half) * half :]
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise ValueError when there are no ids to go on from, or one is not in the vocabulary."""
+    """Raise ValueError if there are no ids, or if one is not in the vocabulary."""
     if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise ValueError(
-            f"a prompt needs at least one id, each from 0 to {vocab_size - 1}; got {ids[:8]}: is this the model's tokenizer?"
-        )
+        needed = f"at least one id, each from 0 to {vocab_size - 1}"
+        raise ValueError(f"a prompt needs {needed}; got {ids[:8]}: is this the model's tokenizer?")
 
 
 @torch.inference_mode()
-def stream_many(
+def stream_batch(
     model: GPTMini,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
@@ -44,35 +86,35 @@ def stream_many(
     seeds: Sequence[int | None],
     stop_id: int | None = None,
 ) -> Iterator[list[int | None]]:
-    """Go on from several prompts at once: yields the next id of each, None for those that have ended before `stop_id`.
+    """Continue several prompts at once: yield each row's next token id, or None once that row has finished.
 
-    Each goes on as it would alone (see `stream`), with its own of `seeds`.
+    A row finishes before `stop_id`. With the same seed, each row gets the same ids as it would alone (see `stream`).
     """
     config, device = model.config, model.tok_emb.weight.device
-    stories = [list(prompt) for prompt in prompts]
-    for ids in stories:
+    sequences = [list(prompt) for prompt in prompts]
+    for ids in sequences:
         check_ids(ids, config.vocab_size)
-    randoms = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
-    told = set(range(len(stories)))  # those that go on
+    generators = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
+    active = set(range(len(sequences)))  # rows that have not finished
     rows, cache = [], None
     for _ in range(max_new_tokens):
-        if cache is None or cache.longest == config.max_len or len(told) <= len(rows) // 2:
-            rows = sorted(told)
-            windows = [window(stories[row], config.max_len) for row in rows]
-            cache = model.new_cache([len(ids) for ids in windows])
-            read = [ids + [0] * (cache.longest - len(ids)) for ids in windows]
+        if cache is None or cache.longest == config.max_len or len(active) <= len(rows) // 2:
+            rows = sorted(active)
+            windows = [context_window(sequences[row], config.max_len) for row in rows]
+            cache = KVCache(model, [len(ids) for ids in windows])
+            inputs = [ids + [0] * (cache.longest - len(ids)) for ids in windows]
         else:
-            read = [stories[row][-1:] for row in rows]
-        logits, _ = model(torch.tensor(read, device=device), cache=cache)
-        odds = next_token_probabilities(logits[:, -1], temperature, top_k, top_p)
-        new: list[int | None] = [None] * len(stories)
-        for row, next_id in zip(rows, draw(odds, [randoms[row] for row in rows]), strict=True):
+            inputs = [sequences[row][-1:] for row in rows]
+        logits, _ = model(torch.tensor(inputs, device=device), cache=cache)
+        probabilities = next_token_probabilities(logits[:, -1], temperature, top_k, top_p)
+        new: list[int | None] = [None] * len(sequences)
+        for row, next_id in zip(rows, sample(probabilities, [generators[row] for row in rows]), strict=True):
             if next_id == stop_id:
-                told.discard(row)
-            if row in told:
-                stories[row].append(next_id)
+                active.discard(row)
+            if row in active:
+                sequences[row].append(next_id)
                 new[row] = next_id
-        if not told:
+        if not active:
             return
         yield new
 
@@ -87,16 +129,16 @@ def stream(
     seed: int | None = None,
     stop_id: int | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_new_tokens` ids that go on from `ids`, ending before `stop_id`; the same seed, the same ids.
+    """Yield up to `max_new_tokens` ids that continue `ids`, ending before `stop_id`. The same seed gives the same ids.
 
-    The model sees the `window` of them. Raises ValueError when `ids` is empty or holds an id over the vocabulary.
+    The model sees the `context_window` of the ids. Raises ValueError if `ids` is empty or has an id outside the vocabulary.
     """
     settings = (temperature, top_k, top_p)
-    for (next_id,) in stream_many(model, [ids], max_new_tokens, *settings, seeds=[seed], stop_id=stop_id):
+    for (next_id,) in stream_batch(model, [ids], max_new_tokens, *settings, seeds=[seed], stop_id=stop_id):
         yield next_id
 
 
-def tell_many(
+def generate_batch(
     model: GPTMini,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -106,42 +148,37 @@ def tell_many(
     top_p: float | None = None,
     seeds: Sequence[int | None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Tell a story for each prompt, all at once: rows of samples.jsonl with story (the prompt too), ended (by itself), settings.
+    """Generate a story for each prompt, all at once. Returns rows as in samples.jsonl, in the order of the prompts.
 
-    An empty prompt starts as every story does, after `<|endoftext|>`.
+    A row has the prompt, the story (prompt included), whether it `ended` by itself, and the settings. An empty prompt
+    starts as every story does, after `<|endoftext|>`.
     """
     seeds = [None] * len(prompts) if seeds is None else seeds
-    ids = [first_ids(tokenizer, prompt) for prompt in prompts]
-    turns = list(
-        stream_many(model, ids, max_new_tokens, temperature, top_k, top_p, seeds=seeds, stop_id=end_id(tokenizer))
-    )
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    filters = (temperature, top_k, top_p)
+    steps = list(stream_batch(model, ids, max_new_tokens, *filters, seeds=seeds, stop_id=eos_id(tokenizer)))
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     rows = []
     for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        new = [turn[row] for turn in turns if turn[row] is not None]
-        told = {
+        new = [step[row] for step in steps if step[row] is not None]
+        generated = {
             "prompt": prompt,
-            "story": prompt + text_of(tokenizer, ids[row] + new, len(ids[row])),
+            "story": prompt + decode_continuation(tokenizer, ids[row] + new, len(ids[row])),
             "ended": len(new) < max_new_tokens,
         }
-        rows.append(told | settings | {"seed": seed, "max_new_tokens": max_new_tokens})
+        rows.append(generated | settings | {"seed": seed, "max_new_tokens": max_new_tokens})
     return rows
 
 
-def tell(
+def generate(
     model: GPTMini, tokenizer: Tokenizer, prompt: str, *args: Any, seed: int | None = None, **settings: Any
-) -> dict[str, Any]:
-    """Tell one story; takes what `tell_many` takes and returns its one row."""
-    return tell_many(model, tokenizer, [prompt], *args, seeds=[seed], **settings)[0]
+) -> str:
+    """Generate one story and return its text, prompt included. Takes the settings of `generate_batch`."""
+    return generate_batch(model, tokenizer, [prompt], *args, seeds=[seed], **settings)[0]["story"]
 
 
-def generate(model: GPTMini, tokenizer: Tokenizer, prompt: str, *args: Any, **settings: Any) -> str:
-    """Tell one story that begins with `prompt`; takes what `tell` takes and returns the text alone."""
-    return tell(model, tokenizer, prompt, *args, **settings)["story"]
-
-
-def tell_samples(
+def generate_samples(
     model: GPTMini, tokenizer: Tokenizer, max_new_tokens: int, prompts: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Tell the ten stories that a run keeps: the prompts in turn, with the seeds 0 to 9, the same at every call."""
-    return tell_many(model, tokenizer, list(islice(cycle(prompts), 10)), max_new_tokens, seeds=range(10))
+    """Generate the ten stories that a run keeps: the prompts in turn, with seeds 0 to 9, the same on every call."""
+    return generate_batch(model, tokenizer, list(islice(cycle(prompts), 10)), max_new_tokens, seeds=range(10))

@@ -1,27 +1,74 @@
-"""Windows of a token file, as a pure function of the step: nothing to save, nothing to lose on a resume."""
+"""Random windows of a token file, as a pure function of the step: a resume has no loader state to restore."""
 
-from collections.abc import Callable
+import json
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from tinystories_lab.tokenfile import check_sidecar, open_tokens
+_STEPS_PER_DRAW = 64  # seeding a generator takes longer than drawing from it
 
-_SAMPLINGS = ("random", "shuffle")
-_STEPS_DRAWN = 64  # at once
+
+@dataclass(frozen=True)
+class BinInfo:
+    """What a token file contains. It is stored beside the file as JSON: train.bin has train.json."""
+
+    tokens: int
+    stories: int
+    bytes: int  # UTF-8 bytes of the stories' text, without end-of-text markers
+    vocab_size: int
+    dtype: str
+    tokenizer_sha256: str
+    sha256: str  # of the token file
+    source: str = ""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text per token, counting end-of-text markers as tokens. Converts nats per token to bits per byte."""
+        return self.bytes / self.tokens
+
+    @classmethod
+    def load(cls, bin_path: str | Path) -> "BinInfo | None":
+        """Read the sidecar of a token file; return None if there is none. Raises ValueError if it is damaged."""
+        sidecar = Path(bin_path).with_suffix(".json")
+        if not sidecar.exists():
+            return None
+        try:
+            return cls(**json.loads(sidecar.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{sidecar} is damaged ({error}): write the token file again (02_tokenizer)") from error
+
+
+def open_tokens(path: str | Path) -> np.ndarray:
+    """Return the uint16 ids of a token file, memory-mapped if the disk supports it, otherwise read into memory.
+
+    Raises FileNotFoundError if there is no file, and ValueError if its size is odd or zero.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no token file {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
+    size = path.stat().st_size
+    if size % 2 or not size:
+        raise ValueError(f"{path} has {size} bytes, but uint16 ids take two each: write it again (02_tokenizer)")
+    try:
+        return np.memmap(path, np.uint16, mode="c")  # writable for PyTorch's sake; changes would stay in memory
+    except (OSError, ValueError) as error:
+        megabytes = f"{size / 1e6:,.0f} MB"
+        warnings.warn(f"{path} cannot be memory-mapped ({error}): reading its {megabytes} into memory", stacklevel=3)
+        return np.fromfile(path, np.uint16)
 
 
 class BinLoader:
     """Batches of windows from a token file of uint16 ids.
 
-    `sampling="random"` draws windows anywhere, with replacement, as the chapter does; `"shuffle"` cuts the file into
-    windows side by side and visits each exactly once an epoch, in an order made from (seed, epoch).
-    Batches come on `device`; a GPU holds the whole file if it takes less than an eighth of the memory that is free.
-
-    Raises FileNotFoundError for a missing file; ValueError when its size is odd, when it is shorter than one window,
-    when its sidecar disagrees with it or with `tokenizer_sha256`, or when an id does not fit `vocab_size`.
+    `sampling="random"` draws windows at any position with replacement, as the chapter does. `"shuffle"` cuts the file into
+    adjacent windows and visits each once per epoch, in an order that depends on (seed, epoch). Batches are on `device`; a
+    GPU holds the whole file if it needs less than an eighth of its free memory. Raises FileNotFoundError for a missing file,
+    and ValueError if its size is odd, if it is shorter than one window, or if it contradicts its sidecar,
+    `tokenizer_sha256` or `vocab_size`.
     """
 
     def __init__(
@@ -35,79 +82,84 @@ class BinLoader:
         tokenizer_sha256: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if sampling not in _SAMPLINGS:
-            raise ValueError(f"sampling is {sampling!r}; it must be one of {_SAMPLINGS}")
+        if sampling not in ("random", "shuffle"):
+            raise ValueError(f"sampling is {sampling!r}; it must be random or shuffle")
         if batch_size < 1 or seq_len < 1:
             raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}; both must be at least 1")
         self.path, self.batch_size, self.seq_len = Path(path), batch_size, seq_len
         self.seed, self.sampling = seed, sampling
         self.tokens = open_tokens(self.path)
-        self.info = check_sidecar(self.path, len(self.tokens), vocab_size, tokenizer_sha256)
+        self.info = _check_sidecar(self.path, len(self.tokens), vocab_size, tokenizer_sha256)
         if len(self.tokens) < seq_len + 1:
-            raise ValueError(
-                f"{path} holds {len(self.tokens)} tokens; a window of seq_len {seq_len} needs {seq_len + 1}"
-            )
-        # One look at every id is cheap (0.2 s for 200M); an id out of range in the middle of a run is not.
+            needed = f"a window of seq_len {seq_len} needs {seq_len + 1}"
+            raise ValueError(f"{path} has {len(self.tokens)} tokens; {needed}: use more stories, or a smaller seq_len")
+        # Checking every id takes 0.2 s for 200M. Otherwise a bad id would end the run somewhere in the middle.
         if vocab_size is not None and (largest := int(self.tokens.max())) >= vocab_size:
-            raise ValueError(
-                f"{path} holds the token id {largest}, but the model's vocab_size is {vocab_size}: give the model the "
-                "vocabulary of this file's tokenizer, or write the file again (02_tokenizer)"
-            )
-        self.windows = (len(self.tokens) - 1) // seq_len  # side by side, each with one token more to predict
-        self.device, self._on_device = torch.device(device), None
-        if _fits_on(self.device, self.tokens.nbytes):  # as int16: PyTorch does little with uint16
-            self._on_device = torch.from_numpy(np.array(self.tokens).view(np.int16)).to(self.device)
-        self._last: dict[str, tuple] = {}  # what the last batch was made with: caches, not state
+            found = f"the token id {largest}, but the model's vocab_size is {vocab_size}"
+            raise ValueError(f"{path} contains {found}: use the vocabulary of this file's tokenizer")
+        self.windows = (len(self.tokens) - 1) // seq_len  # adjacent windows, each followed by one more token to predict
+        self.device = torch.device(device)
+        self._ids = torch.from_numpy(self.tokens.view(np.int16))  # PyTorch supports few operations on uint16
+        if _fits_on_gpu(self.device, self.tokens.nbytes):
+            self._ids = self._ids.to(self.device)
+        # Results of the last calls, kept for speed only
+        self._draw_starts, self._shuffle = lru_cache(2)(self._draw_starts), lru_cache(2)(self._shuffle)
 
     def batch(self, step: int, seq_len: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch of `step`: x and y, int64, each (batch_size, seq_len); y is x one token later.
+        """Return the batch of `step`: x and y, int64, each (batch_size, seq_len). y is x shifted by one token.
 
-        A shorter `seq_len` gives as many tokens in more rows; shuffled epochs then count windows of that length.
+        A shorter `seq_len` gives the same number of tokens in more rows. Shuffled epochs then use windows of that length.
         """
-        rows, seq_len = self.batch_size * self.seq_len // (seq_len or self.seq_len), seq_len or self.seq_len
+        seq_len = seq_len or self.seq_len
+        rows = self.batch_size * self.seq_len // seq_len
         if self.sampling == "random":
-            block, row = divmod(step, _STEPS_DRAWN)
-            starts = self._cached("starts", self._draw, block, rows, seq_len)[row]
+            block, row = divmod(step, _STEPS_PER_DRAW)
+            starts = self._draw_starts(block, rows, seq_len)[row]
         else:
-            places, windows = np.arange(step * rows, (step + 1) * rows), (len(self.tokens) - 1) // seq_len
-            epochs = range(places[0] // windows, places[-1] // windows + 1)
-            orders = [self._cached("order", self._shuffle, epoch, windows) for epoch in epochs]
-            parts = [
-                order[places[places // windows == epoch] % windows] for epoch, order in zip(epochs, orders, strict=True)
-            ]
-            starts = np.concatenate(parts) * seq_len
-        windows = self._cached("windows", self._view, seq_len)
-        if self._on_device is not None:
-            ids = windows[_to_device(torch.from_numpy(starts), self.device)].long() & 0xFFFF
-        else:
-            ids = _to_device(torch.from_numpy(windows[starts].astype(np.int64)), self.device)
+            windows = (len(self.tokens) - 1) // seq_len
+            epochs, places = np.divmod(np.arange(step * rows, (step + 1) * rows), windows)  # a batch may cross epochs
+            orders = [self._shuffle(epoch, windows)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+            starts = np.concatenate(orders) * seq_len
+        windows = self._ids.unfold(0, seq_len + 1, 1)  # every window with the token that follows it, as a view
+        ids = windows[_to_device(torch.from_numpy(starts), self._ids.device)]
+        ids = _to_device(ids, self.device).long() & 0xFFFF  # from int16 back to uint16
         return ids[:, :-1], ids[:, 1:]
 
-    def _cached(self, what: str, make: Callable[..., Any], *key: int) -> Any:
-        if self._last.get(what, (None,))[0] != key:
-            self._last[what] = (key, make(*key))
-        return self._last[what][1]
-
-    def _draw(self, block: int, rows: int, seq_len: int) -> np.ndarray:
-        """Where windows start in the steps of a block: seeding a generator takes longer than drawing from it."""
+    def _draw_starts(self, block: int, rows: int, seq_len: int) -> np.ndarray:
+        """Where the windows of 64 consecutive steps start, (64, rows)."""
         rng = np.random.default_rng((self.seed, block))
-        return rng.integers(0, len(self.tokens) - seq_len, (_STEPS_DRAWN, rows))
+        return rng.integers(0, len(self.tokens) - seq_len, (_STEPS_PER_DRAW, rows))
 
     def _shuffle(self, epoch: int, windows: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(windows)
 
-    def _view(self, seq_len: int) -> Any:
-        """All windows with the token after them, (tokens - seq_len, seq_len + 1), without copying any."""
-        if self._on_device is not None:
-            return self._on_device.unfold(0, seq_len + 1, 1)
-        return np.lib.stride_tricks.sliding_window_view(np.asarray(self.tokens), seq_len + 1)
+
+def _check_sidecar(path: Path, tokens: int, vocab_size: int | None, tokenizer_sha256: str | None) -> BinInfo | None:
+    """Return the sidecar of a token file, or None. Raises ValueError if it contradicts the file, model or tokenizer."""
+    info = BinInfo.load(path)
+    if info is None:
+        return None
+    found = None
+    if info.dtype != "uint16":
+        found = f"with {info.dtype} ids, and only uint16 can be read"
+    elif info.tokens != tokens:
+        found = f"with {info.tokens:,} tokens, but it has {tokens:,}"
+    elif vocab_size is not None and info.vocab_size > vocab_size:
+        found = f"with a vocabulary of {info.vocab_size:,} tokens, the model has {vocab_size:,}"
+    elif tokenizer_sha256 not in (None, info.tokenizer_sha256):
+        found = "with another tokenizer than the tokenizer.json beside it"
+    if found:
+        raise ValueError(f"{path} was written {found}: write the file again (02_tokenizer)")
+    return info
 
 
-def _fits_on(device: torch.device, size: int) -> bool:
-    """Whether `device` is a GPU with room to spare for `size` bytes."""
+def _fits_on_gpu(device: torch.device, size: int) -> bool:
+    """Whether `device` is a GPU with plenty of free memory for `size` bytes."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 8
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on `device`; from pinned memory, a GPU fetches it while the CPU goes on."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """Copy to `device`, if it is elsewhere. From pinned memory, a GPU copies while the CPU continues."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,53 +1,135 @@
-"""The network: a decoder-only transformer with RMSNorm, RoPE and SwiGLU, small enough to read in one sitting.
+"""GPTMini: a decoder-only transformer with RMSNorm, RoPE, SwiGLU and a KV cache.
 
-Shapes below: B sequences, T tokens, C = d_model, H heads of D = C / H, V = vocab_size.
+Shapes: B sequences, T tokens, C = d_model, H heads of D = C / H values, V = vocab_size.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tinystories_lab.attention import KVCache, apply_rope, causal_attention, rope_tables
-
 INIT_STD = 0.02
-# In the loss, whose logits are all that is held: 33 and 262 MB for 8,000 tokens in float32. A GPU wants large products.
-_TOKENS_AT_ONCE = {"cpu": 1_024, "gpu": 8_192}
+_QUERY_BLOCK = 128  # queries per block of attention on a CPU
+_LOSS_BLOCK = {
+    "cpu": 1_024,
+    "gpu": 8_192,
+}  # tokens whose logits exist at a time: 33 and 262 MB for a vocabulary of 8,000
+_OLD_NAMES = {"tied": "tie_embeddings"}  # up to version 1.0
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPTMini; the defaults are the chapter's, 9,952,320 parameters."""
+    """The shape of a GPTMini. The defaults are the chapter's: 9,952,320 parameters."""
 
     vocab_size: int = 8_000
     n_layer: int = 6
     n_head: int = 8
     d_model: int = 320
-    max_len: int = 512
-    hidden: int | None = None  # width of the SwiGLU, where it is not the usual: see d_hidden
+    max_len: int = 512  # longest sequence, in tokens
+    hidden: int | None = None  # width of the SwiGLU; None means the usual width, see d_hidden
     norm_eps: float = 1e-5
     rope_base: float = 10_000.0
-    tied: bool = True  # the embedding is also the output head
+    tie_embeddings: bool = True  # the output head shares the embedding's matrix
 
     def __post_init__(self) -> None:
-        if min(value for value in vars(self).values() if type(value) is int) < 1:
-            raise ValueError(f"every size in {self} must be at least 1")
+        for name, value in vars(self).items():
+            if type(value) is int and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.d_model % self.n_head or self.d_model // self.n_head % 2:
-            raise ValueError(f"d_model {self.d_model} over n_head {self.n_head} must be even: RoPE turns pairs")
+            raise ValueError(f"d_model is {self.d_model}; RoPE needs an even multiple of n_head {self.n_head}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
+        """Build a config from stored values, which may use names from older versions. Missing values get the default."""
+        return cls(**{_OLD_NAMES.get(name, name): value for name, value in values.items()})
 
     @property
     def d_hidden(self) -> int:
-        """Width of the SwiGLU; the usual is 8/3 of d_model, up to a multiple of 8: three matrices as large as two of four times d_model."""
+        """Width of the SwiGLU; usually 8/3 of d_model, so that three matrices are as large as two of width 4 * d_model."""
         return self.hidden or math.ceil(8 * self.d_model / 3 / 8) * 8
 
 
+def rope_tables(max_len: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of every position's rotation angles, each (max_len, head_dim). (Su et al. 2021)"""
+    frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies).repeat(1, 2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (i, i + D/2) of x (..., T, D) by its position's angle, in the layout of transformers' Llama."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention in which each token attends to itself and earlier tokens. All are (B, H, T, D)."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # PyTorch's CPU kernel also computes the masked half. Forward and backward took 2.7 times as long as this does.
+    blocks = []
+    for start in range(0, q.shape[-2], _QUERY_BLOCK):
+        queries = q[..., start : start + _QUERY_BLOCK, :]
+        end = start + queries.shape[-2]
+        scores = queries @ k[..., :end, :].transpose(-1, -2) / math.sqrt(q.shape[-1])
+        future = torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)
+        blocks.append(scores.float().masked_fill(future, -torch.inf).softmax(-1).type_as(v) @ v[..., :end, :])
+    return torch.cat(blocks, dim=-2)
+
+
+class KVCache:
+    """Cached keys and values: each new token needs a forward pass over that token only.
+
+    The model's first call with a cache reads prompts of `lengths` tokens, (B, T), padded at the end. Every later call reads
+    one token per row, (B, 1), up to max_len in total. Each row has its own position; padding does not affect it.
+    """
+
+    def __init__(self, model: "GPTMini", lengths: Sequence[int]) -> None:
+        config, weight = model.config, model.tok_emb.weight
+        shape = (config.n_layer, len(lengths), config.n_head, config.max_len, config.d_model // config.n_head)
+        # Zeros rather than empty memory: masked values are multiplied by 0, and 0 times a leftover NaN would be NaN.
+        self.keys, self.values = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
+        self.longest = max(lengths)  # tokens read by the longest row
+        self._lengths = torch.tensor(lengths, device=weight.device)
+        self._rows = torch.arange(len(lengths), device=weight.device)
+        self._is_first_call, self._mask = True, None
+
+    def positions(self, T: int) -> slice | Tensor:
+        """Return the positions of the tokens about to be read, as an index into the tables of `rope_tables`."""
+        if self._is_first_call:
+            return slice(T)
+        self.longest += 1
+        if len(self._rows) > 1:  # (B, 1, 1, longest)
+            self._mask = (torch.arange(self.longest, device=self._rows.device) <= self._lengths[:, None])[:, None, None]
+        return self._lengths[:, None, None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the new keys and values of `layer`; return the attention of the new tokens over all tokens of their row."""
+        keys, values = self.keys[layer], self.values[layer]
+        if self._is_first_call:
+            keys[:, :, : k.shape[2]], values[:, :, : k.shape[2]] = k, v
+            return causal_attention(q, k, v)
+        keys[self._rows, :, self._lengths], values[self._rows, :, self._lengths] = k[:, :, 0], v[:, :, 0]
+        keys, values = keys[:, :, : self.longest], values[:, :, : self.longest]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask)
+
+    def last(self, x: Tensor) -> Tensor:
+        """Return the vectors (B, 1, C) of each row's last token in x (B, T, C). Called once after all layers."""
+        if self._is_first_call:
+            self._is_first_call = False
+            return x[self._rows, self._lengths - 1][:, None]
+        self._lengths += 1
+        return x
+
+
 class _Attention(nn.Module):
-    """Causal self-attention; positions enter as rotations of queries and keys."""
+    """Causal self-attention with rotary positions."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -59,13 +141,13 @@ class _Attention(nn.Module):
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        # The tables are float32; under autocast the products would be too, and attention wants one dtype.
+        # The tables are float32, so under autocast the rotated vectors are too; attention needs one dtype.
         q, k = apply_rope(q, cos, sin).type_as(v), apply_rope(k, cos, sin).type_as(v)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, C))
 
 
 class _SwiGLU(nn.Module):
-    """The feed-forward part: a gated hidden layer (Shazeer 2020, arXiv:2002.05202)."""
+    """The feed-forward network, with a gated hidden layer (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -78,7 +160,7 @@ class _SwiGLU(nn.Module):
 
 
 class _Block(nn.Module):
-    """One layer; pre-norm, so the residual stream runs through untouched."""
+    """One layer. The norms come before attention and feed-forward network, so nothing interrupts the residual stream."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -92,34 +174,28 @@ class _Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def _summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross-entropies of tokens: x (N, C), head (V, C), targets (N)."""
-    return F.cross_entropy(F.linear(x, head).float(), targets, reduction="sum")
-
-
 class GPTMini(nn.Module):
-    """The language model: ids in, logits over the next token out."""
+    """The language model: token ids in, logits for the next token out."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.d_model)
-        self.head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         cos, sin = rope_tables(config.max_len, config.d_model // config.n_head, config.rope_base)
-        # Not persistent: they follow from the config, so a checkpoint need not hold them.
-        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("cos", cos, persistent=False)  # rebuilt from the config, so not in checkpoints
         self.register_buffer("sin", sin, persistent=False)
-        self._draw_weights()
+        self._init_weights()
 
     @torch.no_grad()
-    def _draw_weights(self) -> None:
-        # The head shares the embedding's matrix: torch's default N(0, 1) there would start the loss near 300.
+    def _init_weights(self) -> None:
+        # The head shares the embedding's matrix: with torch's default N(0, 1) the loss would start near 300.
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 continue  # norms start at 1
-            # Every layer adds two terms to the residual stream; scaled so, their sum does not grow with depth (GPT-2).
+            # Each layer adds two terms to the residual stream. Scaled like this, their sum does not grow with depth (GPT-2).
             adds_to_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
             terms = 2 * self.config.n_layer if adds_to_residual else 1
             nn.init.normal_(parameter, std=INIT_STD / math.sqrt(terms))
@@ -127,15 +203,14 @@ class GPTMini(nn.Module):
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Logits (B, T, V) for ids (B, T) int64, and no loss.
+        """Return (logits, None) for ids (B, T) int64, or (None, loss) if targets (B, T) are given.
 
-        With targets (B, T) the mean cross-entropy in nats a token, and no logits: they would be most of the memory. With
-        a cache, ids are the prompts or each row's next token, and the logits (B, 1, V) those after each row's last one.
-        Raises ValueError when T is over max_len.
+        Logits are (B, T, V); the loss is the mean cross-entropy in nats per token. With a cache, ids are the prompts or
+        each row's next token, and the logits (B, 1, V) follow each row's last token. Raises ValueError if T exceeds max_len.
         """
         T = ids.shape[1]
         if self.config.max_len < T:
-            raise ValueError(f"{T} tokens in a row; this model was built for at most max_len={self.config.max_len}")
+            raise ValueError(f"the sequence has {T} tokens; this model accepts at most max_len={self.config.max_len}")
         x = self.tok_emb(ids)  # (B, T, C)
         positions = slice(T) if cache is None else cache.positions(T)
         cos, sin = self.cos[positions], self.sin[positions]
@@ -145,25 +220,31 @@ class GPTMini(nn.Module):
         head = (self.tok_emb if self.head is None else self.head).weight  # (V, C)
         if targets is None:
             return F.linear(x, head), None
-        at_once = _TOKENS_AT_ONCE["cpu" if x.device.type == "cpu" else "gpu"]
-        parts = zip(x.flatten(0, 1).split(at_once), targets.flatten().split(at_once), strict=True)
+        block_size = _LOSS_BLOCK["cpu" if x.device.type == "cpu" else "gpu"]
+        blocks = zip(x.flatten(0, 1).split(block_size), targets.flatten().split(block_size), strict=True)
         total = torch.zeros((), device=x.device)
-        for part, wanted in parts:  # each part's logits are made again for the gradient, and not kept till then
-            total = total + checkpoint(_summed_loss, part, head, wanted, use_reentrant=False, preserve_rng_state=False)
+        for block, wanted in blocks:  # the backward pass recomputes each block's logits, so none are kept
+            total = total + checkpoint(_summed_loss, block, head, wanted, use_reentrant=False, preserve_rng_state=False)
         return None, total / targets.numel()
 
-    def new_cache(self, lengths: Sequence[int]) -> KVCache:
-        """An empty cache for rows with prompts of so many tokens."""
-        config = self.config
-        shape = (len(lengths), config.n_head, config.max_len, config.d_model // config.n_head)
-        return KVCache(config.n_layer, shape, lengths, self.tok_emb.weight.device)
-
     def count_parameters(self) -> int:
-        """Number of trainable values; the shared embedding counts once."""
+        """Return the number of trainable values. A shared embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+def _summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the tokens' cross-entropies: x (N, C), head (V, C), targets (N)."""
+    return F.cross_entropy(F.linear(x, head).float(), targets, reduction="sum")
+
+
+def new_model(config: GPTConfig, seed: int = 0) -> GPTMini:
+    """Return an untrained model whose weights depend on `seed` alone; the global random state does not change."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTMini(config)
+
+
 def count_parameters(config: GPTConfig) -> int:
-    """How many values a model of this shape learns, counted on the real network without memory for its weights."""
+    """Return how many parameters a model of this shape has, without allocating memory for them."""
     with torch.device("meta"):
         return GPTMini(config).count_parameters()

@@ -1,4 +1,4 @@
-"""Text to ids on disk and back: a byte-level BPE, and the token files that it writes and reads."""
+"""A byte-level BPE tokenizer, and the token files written and read with it."""
 
 import hashlib
 import json
@@ -7,35 +7,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from tinystories_lab.encode import encode_stories
-from tinystories_lab.files import replace_whole
-from tinystories_lab.sources import END_OF_TEXT
-from tinystories_lab.tokenfile import BinInfo, open_tokens
+from tinystories_lab.files import atomic_write
+from tinystories_lab.loader import BinInfo, open_tokens
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-PAD = "<|pad|>"
-_END_MARKS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours, and those of tokenizers that others made
-SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
-_LARGEST_VOCABULARY = 2**16  # ids are kept as uint16: two bytes a token
+END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
+_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours first, then those of other tokenizers
+MIN_VOCAB_SIZE = 256 + 2  # every byte and two special tokens
+_MAX_VOCAB_SIZE = 2**16  # ids are stored as uint16
+_BATCH_CHARACTERS = 2**20  # of text, encoded at a time by all cores
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a byte-level BPE of at most `vocab_size` tokens from `texts`.
+    """Train a byte-level BPE of at most `vocab_size` tokens on `texts`. A small corpus may give fewer tokens.
 
-    `<|endoftext|>` has id 0 and `<|pad|>` id 1; the full byte alphabet is in, so any text encodes and decodes back; no
-    space is put before the first word. A small corpus may give fewer tokens than asked. Raises ValueError for a
-    vocabulary that cannot hold the bytes or does not fit uint16, and for an empty corpus.
+    `<|endoftext|>` has id 0 and `<|pad|>` id 1. The vocabulary contains all 256 bytes, so any text can be encoded and
+    decoded. No space is added before the first word. Raises ValueError for an empty corpus, and for a vocabulary too
+    small for all bytes or too large for uint16.
     """
     check_vocab_size(vocab_size)
-    stories = iter(tqdm(texts, desc="learn merges from", unit=" stories"))
+    stories = iter(tqdm(texts, desc="train the tokenizer", unit=" stories"))
     if (first := next(stories, None)) is None:
         raise ValueError("no texts to train the tokenizer on: run 01_prepare (or `prepare` in the shell) first")
     tokenizer = Tokenizer(models.BPE())
@@ -45,125 +40,123 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,  # its bars do not survive a notebook; tqdm's do
+        show_progress=False,  # its bars are garbled in notebooks; tqdm's are not
     )
     tokenizer.train_from_iterator(chain([first], stories), trainer)
     return tokenizer
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """Fingerprint of the vocabulary and its ids; the same whatever version of the library wrote tokenizer.json."""
+    """Return a fingerprint of the vocabulary and its ids. It does not depend on the version of the tokenizers library."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read tokenizer.json. Raises FileNotFoundError or ValueError, saying what makes the file."""
+    """Read tokenizer.json. Raises FileNotFoundError if there is none and ValueError if it is damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no tokenizer {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
         raise ValueError(f"{path} is not a tokenizer file ({error}): write it again (02_tokenizer)") from error
-
-
-def end_id(tokenizer: Tokenizer) -> int:
-    """The id of what stands between two stories. Raises ValueError for a tokenizer that has no mark for it."""
-    ids = [tokenizer.token_to_id(mark) for mark in _END_MARKS]
-    if all(number is None for number in ids):
-        raise ValueError(f"the tokenizer has none of {', '.join(_END_MARKS)} to end a story with: take another one")
-    return next(number for number in ids if number is not None)
-
-
-def first_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids that a story goes on from; as every story does, one without a prompt begins after the mark between two."""
-    return tokenizer.encode(prompt).ids or [end_id(tokenizer)]
-
-
-def text_of(tokenizer: Tokenizer, ids: Sequence[int], start: int = 0) -> str:
-    """What the ids of a story from `start` on say; a last character of which only some bytes are there is left out.
-
-    All are decoded: some tokenizers, of others, leave out the space before what they take for the first word.
-    """
-    return tokenizer.decode(ids).rstrip("\ufffd")[len(tokenizer.decode(ids[:start])) :]
+    tokenizer.no_padding()  # somebody else's may pad every story of a batch to the longest, or cut long ones
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write tokenizer.json, the library's own format."""
-    with replace_whole(path, "w") as file:
+    """Write tokenizer.json in the library's own format."""
+    with atomic_write(path, "w") as file:
         file.write(tokenizer.to_str(pretty=True))
 
 
-def write_bin(
-    path: str | Path,
-    stories: "Iterable[str] | Dataset",
-    tokenizer: Tokenizer,
-    max_tokens: int | None = None,
-    source: str = "",
-) -> BinInfo:
-    """Encode texts, or the "text" column of a Dataset, to a token file with its JSON sidecar beside it.
+def eos_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the end-of-text token. Raises ValueError for a tokenizer without one."""
+    ids = [tokenizer.token_to_id(token) for token in _END_TOKENS]
+    if all(token_id is None for token_id in ids):
+        raise ValueError(f"the tokenizer has no end-of-text token ({', '.join(_END_TOKENS)}): use another tokenizer")
+    return next(token_id for token_id in ids if token_id is not None)
 
-    It holds uint16 ids, `<|endoftext|>` after every story, and ends after the last whole story that fits into
-    `max_tokens`. Streams: memory holds some stories at a time; a large Dataset is encoded by all cores. An
-    interrupted call leaves what was there before. Raises ValueError for a vocabulary over 65,536 or no story at all.
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the ids of a prompt. An empty prompt becomes the end-of-text token, after which every story starts."""
+    return tokenizer.encode(prompt).ids or [eos_id(tokenizer)]
+
+
+def decode_continuation(tokenizer: Tokenizer, ids: Sequence[int], start: int = 0) -> str:
+    """Return the text of `ids[start:]`, without an incomplete character at its end."""
+    # All ids are decoded, because some tokenizers drop the space before the first word they decode.
+    return tokenizer.decode(ids).rstrip("\ufffd")[len(tokenizer.decode(ids[:start])) :]
+
+
+def write_bin(
+    path: str | Path, stories: Iterable[str], tokenizer: Tokenizer, max_tokens: int | None = None, source: str = ""
+) -> BinInfo:
+    """Encode stories to a token file with a JSON sidecar beside it, and return what the sidecar says.
+
+    The file holds uint16 ids with `<|endoftext|>` after every story. It ends after the last whole story that fits into
+    `max_tokens`. Stories are encoded in batches of about 1 MB, so memory does not grow with the corpus. If the call is
+    interrupted, an older file and its sidecar stay as they were. Raises ValueError for a vocabulary over 65,536 tokens,
+    or if there is no story to write.
     """
     path = Path(path)
-    check_vocab_size(tokenizer.get_vocab_size(), smallest=1)  # not of our own making, perhaps
-    end = np.uint16(end_id(tokenizer)).tobytes()
-    tokens = told = size = 0
+    check_vocab_size(tokenizer.get_vocab_size(), smallest=1)  # it may be somebody else's tokenizer
+    eos = np.uint16(eos_id(tokenizer)).tobytes()
+    tokens = written = size = 0
     digest = hashlib.sha256()
-    total = max_tokens or (len(stories) if hasattr(stories, "__len__") else None)
-    with (
-        replace_whole(path) as file,
-        tqdm(desc=path.name, total=total, unit=" tokens" if max_tokens else " stories") as bar,
-    ):
-        for ids, text_size in encode_stories(stories, tokenizer):
-            story_tokens = len(ids) // 2 + 1
-            if max_tokens is not None and tokens + story_tokens > max_tokens:
+    unit, total = (" tokens", max_tokens) if max_tokens else (" stories", getattr(stories, "__len__", lambda: None)())
+    with atomic_write(path) as file, tqdm(desc=path.name, total=total, unit=unit, unit_scale=bool(max_tokens)) as bar:
+        for text, ids in _encode_batches(stories, tokenizer):
+            if max_tokens is not None and tokens + len(ids) + 1 > max_tokens:
                 break
-            data = ids + end
+            data = np.array(ids, np.uint16).tobytes() + eos
             digest.update(data)
             file.write(data)
-            tokens += story_tokens
-            told += 1
-            size += text_size
-            bar.update(story_tokens if max_tokens else 1)
-        if not told:
+            tokens += len(ids) + 1
+            written += 1
+            size += len(text.encode())
+            bar.update(len(ids) + 1 if max_tokens else 1)
+        if not written:
             raise ValueError(
-                f"no story to write to {path}: the corpus is empty, or max_tokens={max_tokens} is too few for one"
+                f"no story to write to {path}: the corpus is empty, or max_tokens={max_tokens} is too small for one"
             )
         file.flush()
-        os.fsync(file.fileno())  # the slow part of what is left: interrupted here, the old file keeps its sidecar
-        path.with_suffix(".json").unlink(missing_ok=True)  # an old sidecar must not vouch for the new file
-    info = BinInfo(
-        tokens=tokens,
-        stories=told,
-        bytes=size,
-        vocab_size=tokenizer.get_vocab_size(),
-        dtype="uint16",
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
-        sha256=digest.hexdigest(),
-        source=source,
-    )
-    with replace_whole(path.with_suffix(".json"), "w") as file:
+        os.fsync(file.fileno())  # the slow part of what is left: if it is interrupted, the old file keeps its sidecar
+        path.with_suffix(".json").unlink(missing_ok=True)  # an old sidecar must not describe the new file
+    fingerprints = tokenizer_sha256(tokenizer), digest.hexdigest()
+    info = BinInfo(tokens, written, size, tokenizer.get_vocab_size(), "uint16", *fingerprints, source)
+    with atomic_write(path.with_suffix(".json"), "w") as file:
         json.dump(asdict(info), file, indent=1)
     return info
 
 
+def _encode_batches(stories: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Yield each story with its ids, in order. The library encodes a batch on all cores."""
+    batch: list[str] = []
+    size = 0
+    for story in chain(stories, [None]):
+        if story is not None:
+            batch.append(story)
+            size += len(story)
+        if size >= _BATCH_CHARACTERS or story is None:
+            for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
+                yield text, encoding.ids
+            batch, size = [], 0
+
+
 def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """Decode a token file back to its stories, in order, one at a time."""
-    tokens = open_tokens(Path(path))
+    """Yield the stories of a token file as text, in order."""
+    tokens = open_tokens(path)
     start = 0
-    for end in np.flatnonzero(tokens == end_id(tokenizer)):
+    for end in np.flatnonzero(tokens == eos_id(tokenizer)):
         yield tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False)
         start = end + 1
 
 
-def check_vocab_size(vocab_size: int, smallest: int = SMALLEST_VOCABULARY) -> None:
-    """Raise ValueError for a vocabulary that cannot hold the bytes, or does not fit uint16."""
+def check_vocab_size(vocab_size: int, smallest: int = MIN_VOCAB_SIZE) -> None:
+    """Raise ValueError for a vocabulary that is too small for all bytes or too large for uint16."""
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}; {smallest} are needed for all bytes and two special tokens")
-    if vocab_size > _LARGEST_VOCABULARY:
-        raise ValueError(
-            f"vocab_size is {vocab_size:,}; token files keep ids as uint16, so at most {_LARGEST_VOCABULARY:,} fit"
-        )
+        raise ValueError(f"vocab_size is {vocab_size}; all bytes and two special tokens need at least {smallest}")
+    if vocab_size > _MAX_VOCAB_SIZE:
+        raise ValueError(f"vocab_size is {vocab_size:,}; it must be at most {_MAX_VOCAB_SIZE:,}, as ids are uint16")

@@ -14,6 +14,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from tinystories_lab.presets import PRESETS
+from tinystories_lab.recipe import TrainConfig
+from tinystories_lab.state import TrainState
 
 from tests.benchmarks import chapter
 from tests.benchmarks.measure import Row, in_process, in_turn
@@ -23,9 +26,6 @@ from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.generate import stream, stream_many
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.presets import PRESETS
-from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.state import TrainState
 from tinystories_lab.stories import load_stories
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, write_bin
 

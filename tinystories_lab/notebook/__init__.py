@@ -1,1 +1,1 @@
-"""What only notebooks need: Colab and Drive, figures, widgets."""
+"""What only notebooks need: Colab and Drive, HTML, figures, diagrams and widgets."""

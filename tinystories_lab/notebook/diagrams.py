@@ -1,4 +1,4 @@
-"""Diagrams, where words are slow: what goes from notebook to notebook, how the model sees the data, and the model itself."""
+"""Diagrams: the files that pass from notebook to notebook, training windows in a token file, and the model itself."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from tinystories_lab.analysis.curves import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH, printable
 from tinystories_lab.model import GPTConfig
-from tinystories_lab.notebook.plots import BLUE, DPI, GREEN, GREY, ORANGE, WIDTH, legible
-from tinystories_lab.sources import END_OF_TEXT
+from tinystories_lab.tokenizer import END_OF_TEXT
 
-_WRITTEN = {  # the five notebooks, each with what it leaves for those after it
+_NOTEBOOKS = {  # each with the files it writes
     "1 prepare": "stories/",
     "2 tokenizer": "tokenizer.json, train.bin, val.bin",
     "3 train": "last.pt, final.pt, loss.jsonl",
@@ -21,72 +21,73 @@ _WRITTEN = {  # the five notebooks, each with what it leaves for those after it
 }
 _BLUE_TINT, _GREEN_TINT = "#DDEBF5", "#CCECE3"
 _PLUS = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": GREY}
-_LETTER = 0.105  # inches: how wide one of 12 points is, room included
+_LETTER = 0.105  # width in inches of a letter at 12 points, spacing included
 
 
 def pipeline(stage: int) -> Figure:
-    """The five notebooks and the files that go from each to the next; `stage`, 1 to 5, is where you are.
+    """Draw the five notebooks and the files that each writes for the next, with `stage` (1 to 5) highlighted.
 
     Raises ValueError for another stage.
     """
-    if not 1 <= stage <= len(_WRITTEN):
-        raise ValueError(f"stage is {stage}; the notebooks are 1 to {len(_WRITTEN)}")
-    axes, pitch = _blank(0.62 * len(_WRITTEN)), 0.62
-    for number, (notebook, files) in enumerate(_WRITTEN.items(), start=1):
+    if not 1 <= stage <= len(_NOTEBOOKS):
+        raise ValueError(f"stage is {stage}; it must be from 1 to {len(_NOTEBOOKS)}")
+    axes, pitch = _blank(0.62 * len(_NOTEBOOKS)), 0.62
+    for number, (notebook, files) in enumerate(_NOTEBOOKS.items(), start=1):
         here, y = number == stage, pitch * (number - 1) + 0.1
         _box(axes, 0.1, y, 1.7, 0.4, facecolor=ORANGE if here else _BLUE_TINT, edgecolor=GREY)
         _write(axes, 0.95, y + 0.2, notebook, ha="center", weight="bold" if here else "normal")
         _write(axes, 2.0, y + 0.2, f"writes {files}")
-        if number < len(_WRITTEN):
+        if number < len(_NOTEBOOKS):
             axes.annotate("", (0.95, y + pitch), (0.95, y + 0.4), arrowprops={"arrowstyle": "->", "color": GREY})
     return axes.figure
 
 
-def windows(pieces: Sequence[str], start: int, length: int) -> Figure:
-    """A token file's beginning as a strip of stories, with the window of `length` tokens at `start`, and its first tokens.
+def windows(texts: Sequence[str], start: int, length: int) -> Figure:
+    """Draw the beginning of a token file as a strip of stories, and on it the window of `length` tokens at `start`.
 
-    `pieces` is the text of each token. Below stand the first tokens of x, the window, and under each its target in y, which
-    is the token after it. Raises ValueError for a window that does not fit.
+    `texts` is the text of each token. Below the strip are the first tokens of the window (x) and under each its target (y),
+    which is the next token. Raises ValueError for a window that does not fit.
     """
-    if not 0 <= start <= len(pieces) - length - 1 or length < 1:
+    if length < 1 or not 0 <= start < len(texts) - length:
         raise ValueError(
-            f"the window of {length} tokens at {start}, and one more to predict, is not in {len(pieces)} tokens"
+            f"a window of {length} tokens at {start}, and one more token as the last target, does not fit into "
+            f"{len(texts)} tokens: choose another start or length"
         )
     axes = _blank(2.9)
     left, right, top = 0.1, WIDTH - 0.1, 0.55
-    scale = (right - left) / len(pieces)
-    ends = [place for place, piece in enumerate(pieces) if piece == END_OF_TEXT]
-    for number, (first, last) in enumerate(pairwise([-1, *ends, len(pieces)])):
-        width = (last - first - 1) * scale
+    scale = (right - left) / len(texts)
+    ends = [place for place, text in enumerate(texts) if text == END_OF_TEXT]
+    for number, (before, end) in enumerate(pairwise([-1, *ends, len(texts)])):
+        width = (end - before - 1) * scale
         name = f"story {number + 1}" if width > 9 * _LETTER else ""
-        _box(axes, left + (first + 1) * scale, top, width, 0.4, name, facecolor=(BLUE, GREEN)[number % 2], alpha=0.3)
-    for place in ends:
-        axes.plot([left + (place + 0.5) * scale] * 2, [top - 0.06, top + 0.46], color="black", linewidth=2)
-    _write(axes, left, 0.25, f"train.bin begins: | is {END_OF_TEXT}")
-    x0, x1 = left + start * scale, left + (start + length) * scale
-    _box(axes, x0, top - 0.06, x1 - x0, 0.52, facecolor="none", edgecolor=ORANGE, linewidth=2.5)
-    _write(axes, min(x0, right - 20 * _LETTER), top + 0.62, f"a window of {length} tokens")
+        _box(axes, left + (before + 1) * scale, top, width, 0.4, name, facecolor=(BLUE, GREEN)[number % 2], alpha=0.3)
+    for end in ends:
+        axes.plot([left + (end + 0.5) * scale] * 2, [top - 0.06, top + 0.46], color="black", linewidth=2)
+    _write(axes, left, 0.25, f"the beginning of train.bin: | is {END_OF_TEXT}")
+    x = left + start * scale
+    _box(axes, x, top - 0.06, length * scale, 0.52, facecolor="none", edgecolor=ORANGE, linewidth=2.5)
+    _write(axes, min(x, right - 20 * _LETTER), top + 0.62, f"a window of {length} tokens")
 
     column, y = left + 0.3, 1.6
-    axes.plot([x0, column], [top + 0.46, y - 0.05], color=ORANGE, linewidth=1)
+    axes.plot([x, column], [top + 0.46, y - 0.05], color=ORANGE, linewidth=1)
     for row, name in enumerate("xy"):
         _write(axes, left, y + 0.5 * row + 0.2, name, weight="bold")
-    shown, families = legible([piece.replace("\n", "\\n") for piece in pieces[start : start + length + 1]])
-    for seen, target in pairwise(shown):
-        width = max(_width_of(seen), _width_of(target), 2 * _LETTER) + 0.08
+    labels, families = printable([text.replace("\n", "\\n") for text in texts[start : start + length + 1]])
+    for token, target in pairwise(labels):
+        width = max(_width_of(token), _width_of(target), 2 * _LETTER) + 0.08
         if column + width > right - 0.2:
             break
-        for row, piece in enumerate((seen, target)):
-            look = {"facecolor": ORANGE if row else "white", "alpha": 0.35 if row else 1}
-            _box(axes, column, y + 0.5 * row, width, 0.4, piece, edgecolor=GREY, family=families, **look)
+        look = {"edgecolor": GREY, "family": families}
+        _box(axes, column, y, width, 0.4, token, facecolor="white", **look)
+        _box(axes, column, y + 0.5, width, 0.4, target, facecolor=ORANGE, alpha=0.35, **look)
         column += width
     _write(axes, column + 0.05, y + 0.45, "…")
-    _write(axes, left, y + 1.15, "under each token of x stands its target in y: the next one")
+    _write(axes, left, y + 1.15, "below each token of x is its target in y: the next token")
     return axes.figure
 
 
 def network(config: GPTConfig) -> Figure:
-    """GPTMini from ids to logits, bottom to top, with the shapes and the numbers of parameters of `config`."""
+    """Draw GPTMini from ids (bottom) to logits (top), with the shapes and parameter counts of `config`."""
     axes = _blank(5.5)
     stream, side, line = 1.8, 4.15, {"color": GREY, "linewidth": 1.2}
     embedding, attention = config.vocab_size * config.d_model, 4 * config.d_model**2
@@ -105,31 +106,31 @@ def network(config: GPTConfig) -> Figure:
     green = {"facecolor": _GREEN_TINT, "edgecolor": GREEN}
     _box(axes, 0.4, 5.05, 2.8, 0.4, "ids  (B, T)", **grey)
     _box(axes, 0.4, 4.45, 2.8, 0.4, f"embedding  {embedding:,}", **green)
-    head = "the embedding" if config.tied else f"head  {embedding:,}"
+    head = "the embedding" if config.tie_embeddings else f"head  {embedding:,}"
     _box(axes, 0.4, 0.75, 2.8, 0.4, f"norm, then {head}", **green)
     _box(axes, 0.4, 0.1, 2.8, 0.4, f"logits  (B, T, {config.vocab_size:,})", **grey)
     return axes.figure
 
 
 def _blank(height: float) -> Axes:
-    """Axes without a frame whose units are inches, the origin at the upper left."""
+    """Return axes without a frame. Their units are inches from the upper left corner."""
     axes = Figure(figsize=(WIDTH, height), dpi=DPI).add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
 def _width_of(text: str) -> float:
-    """How wide a text is in inches, room included; Chinese, Japanese and Korean letters are twice as wide as others."""
+    """Return the width of a text in inches. Chinese, Japanese and Korean characters are twice as wide as others."""
     return sum(2 if east_asian_width(letter) in "FW" else 1 for letter in text) * _LETTER
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **look: object) -> None:
-    """A text as it is: a token may hold dollars."""
+    """Write a text as it is: a dollar sign in a token does not start a formula."""
     axes.text(x, y, text, **{"va": "center", "fontsize": 12, "parse_math": False} | look)
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str = "", **look: object) -> None:
-    """A rectangle with a text in its middle."""
+    """Draw a rectangle with a text in its middle."""
     family = look.pop("family", None)
     axes.add_patch(Rectangle((x, y), width, height, **look))
     _write(axes, x + width / 2, y + height / 2, text, ha="center", family=family)

@@ -1,4 +1,4 @@
-"""A run while it goes on: bar, figures, curves, and a story by its newest checkpoint, in one display drawn anew every few seconds."""
+"""A live view of a training run: progress bar, figures, curves and a story, in one display that is redrawn every few seconds."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,29 +8,30 @@ import torch
 from IPython.display import display
 from tqdm import tqdm
 
-from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, model_of
+from tinystories_lab.analysis.budget import format_duration
+from tinystories_lab.analysis.curves import run_curves
+from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, model_from_checkpoint
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.device import choose_device
-from tinystories_lab.estimate import duration
-from tinystories_lab.generate import tell
+from tinystories_lab.files import Row, read_log
+from tinystories_lab.generate import generate_batch
 from tinystories_lab.model import GPTConfig
-from tinystories_lab.notebook.curves import run_curves
-from tinystories_lab.notebook.show import cards, code, facts, picture, stack
-from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.runlog import Row, progress_of, read_log
+from tinystories_lab.notebook.html import cards, code, facts, picture, stack
+from tinystories_lab.pipeline import progress_fields
 from tinystories_lab.tokenizer import load_tokenizer
-from tinystories_lab.words import PROMPTS
 
 _REFRESH_SECONDS = 5.0  # faster updates freeze a browser
-_SHARE_OF_TIME = 0.03  # for drawing and telling, at most: a fast GPU waits for them
-_STORY_SECONDS = 20.0
+_MAX_TIME_FRACTION = 0.03  # of the run, for drawing and generating: a fast GPU waits for them
+_STORY_SECONDS = 20.0  # at least, from one story to the next
 _STORY_TOKENS = 80
-_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # of all sessions; fits a phone
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # over all sessions; fits a phone
 
 
 class LiveRun:
-    """Iterate over the rows of `train` while one display follows them; leaving the loop closes `rows`, which saves the run.
+    """Iterate over the rows of a run while one display shows its state. Leaving the loop closes `rows`, which saves the run.
 
-    What it shows comes from the files in `run_dir`, so the curves have the earlier sessions in them.
+    The display reads the files in `run_dir`, so its curves include earlier sessions.
     """
 
     def __init__(
@@ -43,38 +44,39 @@ class LiveRun:
     ) -> None:
         self._rows, self._run_dir, self._prompt = rows, Path(run_dir), prompt
         self._vocab_size, self._config = model_config.vocab_size, train_config
-        self._story, self._told = ("a story", "comes with the first checkpoint"), (0, -_STORY_SECONDS)
+        self._story = ("a story", "appears after the first checkpoint")
+        self._story_of, self._story_at = 0, -_STORY_SECONDS  # the checkpoint's time stamp, and our clock
         self._display = None
 
     def __iter__(self) -> Iterator[Row]:
-        row, due, state = None, 0.0, "stopped by what stands below"
+        row, due, state = None, 0.0, "stopped by the error below"
         try:
             for row in self._rows:
                 if (began := time.monotonic()) > due:
                     self._draw(row, "training")
                     ended = time.monotonic()
-                    due = ended + max(_REFRESH_SECONDS, (ended - began) / _SHARE_OF_TIME)
+                    due = ended + max(_REFRESH_SECONDS, (ended - began) / _MAX_TIME_FRACTION)
                 yield row
             state = "finished"
-        except (KeyboardInterrupt, GeneratorExit) as ending:
-            state = "stopped and saved; run this cell again to go on"
-            said = f"{type(ending).__name__}: {state}"
-            ending._render_traceback_ = lambda: [said]  # what IPython shows, in the place of forty lines
+        except (KeyboardInterrupt, GeneratorExit) as stop:
+            state = "stopped and saved; run this cell again to continue"
+            message = f"{type(stop).__name__}: {state}"
+            stop._render_traceback_ = lambda: [message]  # IPython shows this instead of forty lines
             raise
         finally:
-            self._rows.close()  # only now is it saved
+            self._rows.close()  # this saves the run
             if row is not None:
                 self._draw(row, state)
 
     def _draw(self, row: Row, state: str) -> None:
-        self._tell(at_once=state != "training")
-        rows, saved = read_log(self._run_dir / "loss.jsonl"), self._run_dir / "last.pt"
-        age = time.time() - saved.stat().st_mtime if saved.exists() else None
-        steps_a_second = row["tokens_per_second"] / self._config.tokens_per_step
+        self._update_story(at_once=state != "training")
+        rows, last = read_log(self._run_dir / "loss.jsonl"), self._run_dir / "last.pt"
+        age = time.time() - last.stat().st_mtime if last.exists() else None
+        steps_per_second = row["tokens_per_second"] / self._config.tokens_per_step
         progress = row["step"], self._config.total_steps, row["seconds"]
         curves = run_curves(rows, self._vocab_size, self._config)
         page = stack(
-            code(tqdm.format_meter(*progress, ncols=38, rate=steps_a_second, bar_format=_BAR)),
+            code(tqdm.format_meter(*progress, ncols=38, rate=steps_per_second, bar_format=_BAR)),
             facts({"the run": state} | _figures_of(row, rows, age)),
             picture(curves, f"loss and learning rate up to step {row['step']:,}"),
             cards([self._story]),
@@ -84,36 +86,36 @@ class LiveRun:
         else:
             self._display.update(page)
 
-    def _tell(self, at_once: bool) -> None:
-        """A story by the newest last.pt, if there is a new one and, unless `at_once`, the last story was told some time ago."""
+    def _update_story(self, at_once: bool) -> None:
+        """Generate a story with the newest last.pt if it has changed and, unless `at_once`, the last story is old enough."""
         path = self._run_dir / "last.pt"
-        written, at = self._told
-        waits = time.monotonic() - at < _STORY_SECONDS and not at_once
-        if waits or not path.exists() or path.stat().st_mtime_ns == written:
+        is_recent = time.monotonic() - self._story_at < _STORY_SECONDS and not at_once
+        if is_recent or not path.exists() or path.stat().st_mtime_ns == self._story_of:
             return
         try:
-            written = path.stat().st_mtime_ns
+            saved_at = path.stat().st_mtime_ns
             checkpoint = load_checkpoint(path, MODEL_KEYS)
+            model = model_from_checkpoint(checkpoint, choose_device()[0])
             tokenizer = load_tokenizer(self._run_dir / "tokenizer.json")
-            told = tell(model_of(checkpoint, choose_device()[0]), tokenizer, self._prompt, _STORY_TOKENS, seed=0)
+            (sample,) = generate_batch(model, tokenizer, [self._prompt], _STORY_TOKENS, seeds=[0])
         except (OSError, ValueError, torch.OutOfMemoryError):
-            return  # a disk in trouble, which `train` tells of, or a GPU that the run fills: it goes on without
-        ending = "" if told["ended"] else " ..."
-        self._story = (f"told by the model of step {checkpoint['step']:,}", told["story"] + ending)
-        self._told = written, time.monotonic()
+            return  # a failing disk, which `train` reports, or a GPU that the run fills: training does not need the story
+        ending = "" if sample["ended"] else " ..."
+        self._story = (f"generated by the model of step {checkpoint['step']:,}", sample["story"] + ending)
+        self._story_of, self._story_at = saved_at, time.monotonic()
 
 
 def _figures_of(row: Row, rows: Sequence[Row], seconds_since_save: float | None) -> dict[str, str]:
-    """What to read beside the curves: of the newest `row`, of all `rows`, and how long ago last.pt was written, if ever."""
-    progress = progress_of(row)
+    """Return the figures beside the curves: of the newest `row`, of all `rows`, and the time since last.pt was written."""
+    progress = progress_fields(row)
     validated = [f"{row['val_loss']:.3f} at step {row['step']:,}" for row in rows if "val_loss" in row]
     figures = {
         "train loss": progress["loss"],
         "validation loss": validated[-1] if validated else None,
         "learning rate": f"{row['lr']:.2g}",
-        "tokens a second": progress["tokens_per_second"],
-        "left": duration(row["eta_seconds"]) if row["eta_seconds"] else "nothing",
-        "saved": "not yet" if seconds_since_save is None else f"{duration(seconds_since_save)} ago",
+        "tokens per second": progress["tokens_per_second"],
+        "time left": format_duration(row["eta_seconds"]) if row["eta_seconds"] else "none",
+        "saved": "not yet" if seconds_since_save is None else f"{format_duration(seconds_since_save)} ago",
         "mirrored": progress.get("mirrored"),
         "skipped updates": progress.get("skipped_updates"),
     }

@@ -1,0 +1,360 @@
+"""A model gives the same logits, tokens and stories in transformers as here, in both directions."""
+
+import json
+import math
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from tokenizers import SentencePieceBPETokenizer
+from tokenizers.processors import TemplateProcessing
+from torch.func import functional_call
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, pipeline
+
+from tinystories_lab.analysis.evaluation import perplexity, run_results, save_samples
+from tinystories_lab.analysis.next_token import text_bits_per_byte, token_probabilities, top_next_tokens
+from tinystories_lab.checkpoint import load_checkpoint, load_model, save_checkpoint
+from tinystories_lab.data.text import PROMPTS
+from tinystories_lab.files import read_rows
+from tinystories_lab.generate import generate, generate_samples, stream
+from tinystories_lab.integrations.huggingface import export_hugging_face, load_llama
+from tinystories_lab.model import GPTConfig, new_model
+from tinystories_lab.notebook.playground import stream_story
+from tinystories_lab.run import save_config
+from tinystories_lab.tokenizer import encode_prompt, eos_id, load_tokenizer, save_tokenizer, train_tokenizer
+
+CONFIG = GPTConfig(vocab_size=300, n_layer=2, n_head=4, d_model=64, max_len=64)
+IDS = torch.randint(300, (3, 64), generator=torch.Generator().manual_seed(0))
+FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES |= {"README.md"}
+LAYER = "self_attn.q self_attn.k self_attn.v mlp.gate mlp.up"
+OLD = Path(__file__).with_name("data") / "version-1.0"
+
+
+def write_final(run_dir, config):
+    """Write a final.pt whose weights, norms included, are so large that a mistake in the layout changes the logits."""
+    model, generator = new_model(config), torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.tok_emb.weight.data[0] *= 2  # so that some stories end
+    checkpoint = load_checkpoint(run_dir / "last.pt") | {"model_config": asdict(config), "model": model.state_dict()}
+    save_checkpoint(run_dir / "final.pt", checkpoint | {"optimizer": {"state": {}}})
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(lab, uninterrupted, tokenizer, tmp_path_factory):
+    """A finished run with such a final.pt and four samples."""
+    home = tmp_path_factory.mktemp("home")
+    plan = lab(shutil.copytree(uninterrupted(), home / "runs" / "a run"))
+    save_config(replace(plan, source=str(home / "made_up.txt"), preset=replace(plan.preset, model=CONFIG)))
+    model = load_model(write_final(plan.run_dir, CONFIG) / "final.pt")
+    samples = generate_samples(model, tokenizer, 12, PROMPTS)[:4]
+    samples[0]["story"] += "{{ 7 * 7 }}\n---\n| <b>"
+    save_samples(plan.run_dir, "before", [{"story": "x x"}])
+    save_samples(plan.run_dir, "after", samples)
+    return plan.run_dir
+
+
+@pytest.fixture(scope="module")
+def folder(run_dir, tmp_path_factory):
+    """The exported folder, far from its run. Copy it before changing anything."""
+    return export_hugging_face(run_dir, tmp_path_factory.mktemp("far away") / "model")
+
+
+@pytest.fixture(scope="module")
+def models(run_dir, folder):
+    """The same model here and in transformers, in float64: sums in float32 differ between processors."""
+    return load_model(run_dir / "final.pt").double(), LlamaForCausalLM.from_pretrained(folder).double()
+
+
+@torch.no_grad()
+def difference(ours, theirs, ids=IDS, weights=None):
+    """Return the largest difference of the logits. It is 1e-5: transformers computes norms and angles in float32."""
+    return (ours(ids)[0] - functional_call(theirs, weights or {}, (ids,)).logits).abs().max().item()
+
+
+def greedy(model, ids, stop_id):
+    """Return the likeliest continuation. No rounding can change it: at each step the second token is far behind."""
+    new = list(stream(model.float(), ids, 30, temperature=0, stop_id=stop_id))
+    with torch.no_grad():
+        top = model.double()(torch.tensor([ids + new]))[0][0, len(ids) - 1 :].topk(2).values
+    assert (top[:, 0] - top[:, 1]).min() > 0.01, "choose another prompt"
+    return new
+
+
+def change(folder, tmp_path, weights=lambda tensors: tensors, **settings):
+    """Return a copy of an exported folder with such changes to its weights and settings; None removes a setting."""
+    copy = shutil.copytree(folder, tmp_path / "hf", dirs_exist_ok=True)
+    changed = json.loads((folder / "config.json").read_text()) | settings
+    (copy / "config.json").write_text(json.dumps({name: it for name, it in changed.items() if it is not None}))
+    save_file(weights(load_file(folder / "model.safetensors")), copy / "model.safetensors")
+    return copy
+
+
+def llama(folder, dtype=torch.float32, **changes):
+    """Return a Llama that transformers made and saved."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": 300, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 50, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "initializer_range": 0.3}
+    made = LlamaForCausalLM(LlamaConfig(**shape | {"tie_word_embeddings": True} | changes))
+    made.to(dtype).save_pretrained(folder)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).double()
+
+
+def test_transformers_gives_the_same_logits_and_a_mistake_in_the_layout_would_show(models):
+    for length in (1, 2, 63, 64):
+        assert difference(*models, IDS[:, :length]) < 0.01
+    weights = {name.removeprefix("model.layers.0."): (name, it) for name, it in models[1].state_dict().items()}
+    q, k, v, gate, up = (weights[f"{name}_proj.weight"] for name in LAYER.split())
+    norms = weights["input_layernorm.weight"], weights["post_attention_layernorm.weight"]
+    for one, other in ((q, k), (k, v), (gate, up), norms):
+        assert difference(*models, weights={one[0]: other[1], other[0]: one[1]}) > 1, (one[0], other[0])
+    interleaved = (
+        q[1].view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64)
+    )  # rotary pairs (2i, 2i + 1), as in Meta's Llama
+    assert difference(*models, weights={q[0]: interleaved}) > 1
+
+
+def test_the_pipeline_generates_the_same_greedy_story_from_the_folder_alone(models, folder, tokenizer):
+    generator, ended, eos = pipeline("text-generation", str(folder)), set(), eos_id(tokenizer)
+    for prompt in ("Lily found a", "Ben", "The little dog wanted"):
+        ids = tokenizer.encode(prompt).ids
+        new = greedy(models[0], ids, eos)
+        (row,) = generator(prompt, max_new_tokens=30, do_sample=False, return_tensors=True)
+        assert row["generated_token_ids"] == ids + new + [eos] * (len(new) < 30)
+        ended.add(len(new) < 30)
+    assert ended == {True, False}
+    settings = generator.model.generation_config
+    assert (settings.do_sample, settings.temperature, settings.top_k) == (True, 0.8, 50), "those of the lab"
+    assert generator("Ben")[0]["generated_text"].startswith("Ben")
+
+
+def test_any_text_has_the_same_tokens_in_transformers_and_comes_back(models, tokenizer, folder):
+    theirs, eos = AutoTokenizer.from_pretrained(folder), eos_id(tokenizer)
+    for text in ("", " two  spaces", "naïve 🐉 猫\n\ttab", "A. <|endoftext|> B. <|pad|>", *PROMPTS):
+        ids = theirs(text).input_ids
+        assert ids == tokenizer.encode(text).ids and theirs.decode(ids) == text
+    for holder in (theirs, models[1].config, models[1].generation_config):
+        assert (holder.bos_token_id, holder.eos_token_id, holder.pad_token_id) == (eos, eos, 1)
+    assert theirs.model_max_length == models[1].config.max_position_embeddings == 64
+
+
+def test_the_shared_embedding_is_stored_once(models, folder):
+    ours, theirs = models
+    sizes = {name: tensor.numel() for name, tensor in load_file(folder / "model.safetensors").items()}
+    assert sum(sizes.values()) == ours.count_parameters() == theirs.num_parameters() and "lm_head.weight" not in sizes
+    assert theirs.lm_head.weight.data_ptr() == theirs.model.embed_tokens.weight.data_ptr()
+
+
+def test_gguf_has_a_name_for_every_weight_and_finds_merges_and_special_tokens(folder, tokenizer):
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    mapped = {known.get_name(name, try_suffixes=(".weight",)) for name in load_file(folder / "model.safetensors")}
+    parts = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+    in_layers = {f"blk.{layer}.{part}.weight" for layer in range(2) for part in parts}
+    assert mapped == {"token_embd.weight", "output_norm.weight"} | in_layers
+    special = gguf.SpecialVocab(folder, load_merges=True)
+    assert special.special_token_ids == {"bos": 0, "eos": 0, "pad": 1} and special.add_special_token["bos"] is False
+    assert len(special.merges) == tokenizer.get_vocab_size() - 258
+    needed = "max_position_embeddings hidden_size intermediate_size num_attention_heads num_key_value_heads vocab_size "
+    needed += "num_hidden_layers rms_norm_eps rope_theta"  # by llama.cpp's converter
+    assert json.loads((folder / "config.json").read_text()).keys() >= set(needed.split())
+
+
+def test_an_exported_model_loads_as_the_same_model_also_from_a_run_of_version_1_0(run_dir, tmp_path):
+    other = {"n_head": 6, "d_model": 48, "hidden": 40, "norm_eps": 1e-6, "rope_base": 500.0, "tie_embeddings": False}
+    runs = {
+        name: write_final(shutil.copytree(run_dir, tmp_path / name), replace(CONFIG, **changes))
+        for name, changes in {"same": {}, "smallest": {"n_layer": 1, "n_head": 1}, "other": other}.items()
+    }
+    runs["old"] = shutil.copytree(OLD / "run", tmp_path / "old")
+    shutil.copytree(OLD / "finished", runs["old"], dirs_exist_ok=True)
+    for name, run in runs.items():
+        model, loaded = load_model(run / "final.pt"), load_llama(export_hugging_face(run, run / "hf"))
+        assert loaded.config == model.config and not loaded.training, name
+        weights = model.state_dict()
+        assert loaded.state_dict().keys() == weights.keys()
+        assert all(torch.equal(weight, weights[key]) for key, weight in loaded.state_dict().items()), name
+
+
+OTHER_LLAMA = {
+    "rms_norm_eps": 0.5,
+    "rope_parameters": {"rope_theta": 50.0, "rope_type": "default"},
+}  # another would show
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes"), [(torch.bfloat16, {}), (torch.float32, OTHER_LLAMA | {"tie_word_embeddings": False})]
+)
+def test_a_llama_from_elsewhere_gives_the_logits_that_it_gives_in_transformers(tmp_path, dtype, changes):
+    theirs, ours = llama(tmp_path, dtype, **changes), load_llama(tmp_path)
+    assert ours.config.d_hidden == 50 and ours.tok_emb.weight.dtype == torch.float32
+    assert ours.count_parameters() == theirs.num_parameters()
+    assert difference(ours.double(), theirs) < 0.01
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(theirs(IDS).logits.flatten(0, 1), IDS.flatten())
+        assert ours(IDS, IDS)[1].item() == pytest.approx(loss.item(), rel=0.01)
+
+
+def test_an_output_head_that_equals_the_embedding_is_the_embedding(folder, tmp_path):
+    for settings in ({}, {"tie_word_embeddings": False}):
+        head = lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}  # noqa: E731
+        assert load_llama(change(folder, tmp_path, head, **settings)).config == CONFIG
+
+
+def test_settings_that_a_config_lacks_have_the_defaults_of_llama(run_dir, tmp_path):
+    config = replace(CONFIG, norm_eps=0.5, rope_base=5.0, tie_embeddings=False)
+    folder = export_hugging_face(write_final(shutil.copytree(run_dir, tmp_path / "run"), config), tmp_path / "export")
+    names = ("rms_norm_eps", "rope_theta", "tie_word_embeddings", "head_dim", "mlp_bias", "num_key_value_heads")
+    for rope in (None, {"rope_type": "default"}):
+        copy = change(folder, tmp_path, **dict.fromkeys(names), rope_scaling=rope)
+        assert load_llama(copy).config == replace(CONFIG, norm_eps=1e-6, tie_embeddings=False)
+
+
+def test_a_model_that_gptmini_does_not_support_is_refused_and_all_reasons_are_named(folder, tmp_path):
+    several = {"hidden_act": "gelu", "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True, "mlp_bias": True}
+    reasons = "hidden_act is gelu, not silu; num_key_value_heads is 1, not 4; head_dim is 8, not 16; attention_bias is "
+    for settings, named in (
+        (several, reasons + "True, not False; mlp_bias is True, not False; choose another"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is linear, not default"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is linear, not default"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type is llama3, not default"),
+        ({"model_type": "gpt_neo", "num_hidden_layers": None}, "model_type is gpt_neo, not llama"),
+        ({"model_type": None}, "model_type is None, not llama"),
+    ):
+        with pytest.raises(ValueError, match=r"GPTMini does not support the model in .*hf: ") as refused:
+            load_llama(change(folder, tmp_path, **settings))
+        assert named in str(refused.value)
+    llama(tmp_path, num_key_value_heads=1, attention_bias=True, hidden_act="gelu")
+    with pytest.raises(ValueError, match=r"act is gelu, .*heads is 1, .*attention_bias is True, .*q_proj\.bias"):
+        load_llama(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(folder, tmp_path):
+    for weights, settings, named in (
+        (lambda t: t | {"model.layers.1.mlp.up_proj.bias": torch.ones(176)}, {}, "model.layers.1.mlp.up_proj.bias"),
+        (lambda t: {name: t[name] for name in t if "1.mlp.up" not in name}, {}, "lacks 'model.layers.1.mlp.up_proj"),
+        (lambda t: t | {"model.norm.weight": torch.ones(63)}, {}, "['model.norm.weight'] (63,)"),
+        (lambda t: t, {"tie_word_embeddings": False}, "lacks 'lm_head.weight'"),
+    ):
+        with pytest.raises(ValueError, match="hf") as refused:
+            load_llama(change(folder, tmp_path, weights, **settings))
+        assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_or_damaged_file_is_named(folder, tmp_path, name):
+    path = shutil.copytree(folder, tmp_path / "hf") / name
+    content = path.read_bytes()
+    for damaged in (content[:-9], b"[]"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="hf has no readable Llama"):
+            load_llama(path.parent)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"there is no .*{name}"):
+        load_llama(path.parent)
+
+
+def test_the_card_states_what_the_files_of_the_run_state(run_dir, folder):
+    card, run = ModelCard.load(folder / "README.md"), run_results(run_dir)
+    metadata = {"license": "other", "library_name": "transformers", "pipeline_tag": "text-generation"}
+    assert card.data.to_dict() == metadata
+    for expected in (
+        f"has {run['parameters']:,} parameters",
+        f"| {run['loss']:.3f} nats per token, a perplexity of {perplexity(run['loss']):.2f} |",
+        f"| {run['bits per byte']:#.3g} |",
+        f"| {run['tokens read']:,} |",
+        "| 12 of 4 x 16 tokens, adamw |",
+        "seeds 0, 1, 2.",
+        "made_up.txt",
+        "their owners",
+    ):
+        assert expected in card.text, expected
+    stories = [row["story"] for row in read_rows(run_dir / "samples.jsonl") if row["when"] == "after"]
+    assert all(f"````text\n{story}" in card.text for story in stories[:3]) and stories[3] not in card.text
+    assert str(run_dir.parents[1]) not in card.text, "readers on the Hub need not know the author's folders"
+
+
+@pytest.mark.parametrize(("source", "licence"), [("tinystories", "cdla-sharing-1.0"), ("toyland", "mit")])
+def test_the_card_names_the_licence_of_known_data(run_dir, tmp_path, source, licence):
+    run = shutil.copytree(run_dir, tmp_path / "runs" / "copy")
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"source": source}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "samples.jsonl").unlink()
+    card = ModelCard.load(export_hugging_face(run, tmp_path) / "README.md")
+    assert (card.data.license, card.data.language) == (licence, "en") and "No stories were saved" in card.text
+    if source == "tinystories":
+        assert card.data.datasets == ["roneneldan/TinyStories"] and "CDLA-Sharing-1.0" in card.text
+
+
+def test_an_export_replaces_its_own_files_and_keeps_others(run_dir, folder, tmp_path):
+    assert {path.name for path in folder.iterdir()} == FILES
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "config.json").write_text("old")
+    export_hugging_face(run_dir, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"notes.txt"}
+    assert (tmp_path / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_another_tokenizer_or_an_unfinished_run_is_refused_and_nothing_is_written(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    save_tokenizer(train_tokenizer(["other stories than those"], 270), run / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer that .*final\.pt was trained with"):
+        export_hugging_face(run, tmp_path / "out")
+    (run / "final.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"final\.pt"):
+        export_hugging_face(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory):
+    """Somebody else's model: tokens in the manner of SentencePiece, a mark before every text, another width."""
+    folder = tmp_path_factory.mktemp("guest")
+    tokenizer = SentencePieceBPETokenizer(add_prefix_space=True)
+    marks = ["<unk>", "<s>", "</s>"]
+    tokenizer.train_from_iterator(["Once upon a time, there was a cat."] * 3, 60, 1, special_tokens=marks)
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    llama(folder, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=20)
+    return load_llama(folder), load_tokenizer(folder / "tokenizer.json")
+
+
+def test_a_guest_generates_stories_with_their_spaces_from_its_own_first_token(guest):
+    model, tokenizer = guest
+    prompt = tokenizer.encode("Once upon").ids
+    ids = [*prompt, *stream(model, prompt, 8, seed=1, stop_id=2)]
+    story = generate(model, tokenizer, "Once upon", 8, seed=1)
+    assert story == tokenizer.decode(ids) and story.startswith("Once upon")
+    assert encode_prompt(tokenizer, "") == [1] and generate(model, tokenizer, "", 3, seed=1)
+    *_, last = stream_story(model, tokenizer, "Once upon", 8, seconds=60, seed=1)
+    assert list(last.ids) in (ids, [*ids, 2]), "the playground generates the same story"
+
+
+def test_a_guests_probabilities_are_those_of_its_own_tokens(guest):
+    model, tokenizer = guest
+    found = token_probabilities(model, tokenizer, "Once upon a time")
+    assert "".join(text for text, _ in found) == " Once upon a time"
+    ids = tokenizer.encode("Once upon a time").ids
+    assert ids[0] == 1
+    with torch.no_grad():
+        own = model(torch.tensor([ids]))[0][0].softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    assert [probability for _, probability in found] == pytest.approx(own.tolist(), rel=0.01)
+    assert all(text.startswith("'") for text, *_ in top_next_tokens(model, tokenizer, ids))
+
+
+def test_bits_per_byte_on_the_same_texts_compare_models_with_other_tokenizers(guest):
+    model, tokenizer = guest
+    texts = ["Once upon a time", "there was a cat"]
+    probabilities = [p for text in texts for _, p in token_probabilities(model, tokenizer, text)]
+    expected = -sum(map(math.log2, probabilities)) / sum(map(len, texts))
+    assert text_bits_per_byte(model, tokenizer, texts) == pytest.approx(expected)
+    beyond = "cat " * 40
+    seen = tokenizer.decode(tokenizer.encode(beyond, add_special_tokens=False).ids[:20])
+    assert text_bits_per_byte(model, tokenizer, [beyond]) == pytest.approx(text_bits_per_byte(model, tokenizer, [seen]))

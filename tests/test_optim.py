@@ -1,0 +1,69 @@
+"""The optimizer: which weights decay, which move by Muon, and at which rate."""
+
+import pytest
+import torch
+
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.model import GPTConfig, new_model
+from tinystories_lab.optim import make_optimizer, set_lr
+
+MATRICES = {"qkv", "out", "gate", "up", "down"}
+
+
+def grouped(optimizer, model):
+    """The parameter groups with names instead of parameters, each name in exactly one group."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [group | {"params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+    assert sorted(name for group in groups for name in group["params"]) == sorted(names.values())
+    return groups
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_layers_matrices_decay_and_norms_embedding_and_head_do_not(optimizer, tie_embeddings):
+    model = new_model(GPTConfig(300, 2, 2, 32, 16, tie_embeddings=tie_embeddings))
+    config = TrainConfig(
+        optimizer=optimizer, weight_decay=0.2, beta1=0.8, beta2=0.9, eps=1e-7, peak_lr=2e-3, muon_lr=8e-3
+    )
+    made = make_optimizer(model, config)
+    matrices, others = grouped(made, model)
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.2, 0)
+    assert {name.split(".")[-2] for name in matrices["params"]} == MATRICES
+    assert all("norm" in name or name in ("tok_emb.weight", "head.weight") for name in others["params"])
+    for group in (matrices, others) if optimizer == "adamw" else (others,):
+        assert group["betas"] == (0.8, 0.9) and group["eps"] == 1e-7
+    set_lr(made, 0.5)
+    assert [group["lr"] for group in made.param_groups] == [0.5 * 8e-3 / 2e-3 if optimizer == "muon" else 0.5, 0.5]
+
+
+def test_muon_gives_each_matrix_an_update_of_the_size_of_adamws_whatever_its_shape():
+    model = new_model(GPTConfig(300, 1, 2, 32, 16))
+    optimizer = make_optimizer(model, TrainConfig(optimizer="muon", peak_lr=1e-2, muon_lr=1e-2, weight_decay=0))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    ids = torch.randint(300, (4, 17), generator=torch.Generator().manual_seed(0))
+    model(ids[:, :-1], ids[:, 1:])[1].backward()
+    set_lr(optimizer, 1e-2)
+    optimizer.step()
+    for name, weight in model.state_dict().items():
+        size = (weight - before[name]).square().mean().sqrt().item() / 1e-2
+        expected = (0.1, 0.35) if name.split(".")[-2] in MATRICES else (0.9, 1.01)  # AdamW's first update is 1
+        assert expected[0] < size < expected[1], name
+
+
+def test_muon_with_adamw_continues_from_its_saved_state_as_if_it_had_not_stopped():
+    def trained(stop):
+        model, config = new_model(GPTConfig(300, 1, 2, 32, 16)), TrainConfig(optimizer="muon")
+        optimizer = make_optimizer(model, config)
+        for step in range(5):
+            if step == stop:
+                saved, optimizer = optimizer.state_dict(), make_optimizer(model, config)
+                optimizer.load_state_dict(saved)
+            ids = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(step))
+            model(ids[:, :-1], ids[:, 1:])[1].backward()
+            set_lr(optimizer, 0.01 * (step + 1))
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.state_dict()
+
+    uninterrupted, resumed = trained(None), trained(3)
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)

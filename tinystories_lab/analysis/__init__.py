@@ -1,0 +1,1 @@
+"""What a run, its data and its stories look like when they are examined."""

@@ -1,0 +1,89 @@
+"""Probabilities of the next token: after a prompt, and at every token of a text."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
+
+from tinystories_lab.analysis.bpe import quote, token_to_text
+from tinystories_lab.generate import TEMPERATURE, TOP_K, check_ids, context_window, next_token_probabilities
+from tinystories_lab.model import GPTMini, KVCache
+from tinystories_lab.tokenizer import encode_prompt
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    r"""Return the text of a token. Bytes that are only part of a character appear as `\xc3`.
+
+    Raises ValueError for an id that the tokenizer does not have.
+    """
+    token = tokenizer.id_to_token(token_id)
+    if token is None:
+        raise ValueError(
+            f"token {token_id} is not among this tokenizer's {tokenizer.get_vocab_size()}: is it the model's?"
+        )
+    # Tokenizers that are not byte-level write letters as they are and a space as this block.
+    return token_to_text(token) if isinstance(tokenizer.decoder, ByteLevel) else token.replace("▁", " ")
+
+
+@torch.inference_mode()
+def top_next_tokens(
+    model: GPTMini,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    temperature: float = TEMPERATURE,
+    top_k: int | None = TOP_K,
+    top_p: float | None = None,
+    count: int = 12,
+    sampled: int | None = None,
+) -> list[tuple[str, float, float]]:
+    """Return the `count` most likely tokens after `ids`: (quoted text, probability, the model's own probability).
+
+    The model's own probabilities (temperature 1, no filter) select and order the tokens, so that rows stay in place
+    while the settings change. The token `sampled` is marked with an arrow, and added if it is not among them. The model
+    sees the `context_window` of the ids. Raises ValueError as `stream` does.
+    """
+    check_ids(ids, model.config.vocab_size)
+    window = context_window(list(ids), model.config.max_len)
+    inputs = torch.tensor([window], device=model.tok_emb.weight.device)
+    logits = model(inputs, cache=KVCache(model, [len(window)]))[0][0, -1]  # (V,)
+    own = next_token_probabilities(logits, 1.0, None)
+    shaped = next_token_probabilities(logits, temperature, top_k, top_p)
+    top = own.argsort(descending=True, stable=True)[:count].tolist()
+    if sampled is not None and sampled not in top:
+        top.append(sampled)
+    arrow = {sampled: "→ "}
+    return [
+        (arrow.get(token, "") + quote(token_text(tokenizer, token)), shaped[token].item(), own[token].item())
+        for token in top
+    ]
+
+
+@torch.inference_mode()
+def token_probabilities(model: GPTMini, tokenizer: Tokenizer, text: str) -> list[tuple[str, float]]:
+    """Return the tokens of a text that begins a story, each with the probability that the model gave it.
+
+    Of a text over max_len, only the last tokens are returned. The mean of -ln(probability) is the loss on the text.
+    Raises ValueError for an empty text, and for another model's tokenizer.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    check_ids(ids, model.config.vocab_size)
+    ids = [*encode_prompt(tokenizer, ""), *ids][-model.config.max_len - 1 :]
+    logits, _ = model(torch.tensor([ids[:-1]], device=model.tok_emb.weight.device))
+    probabilities = next_token_probabilities(logits[0], 1.0, None).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    return list(zip([token_text(tokenizer, token) for token in ids[1:]], probabilities.tolist(), strict=True))
+
+
+def text_bits_per_byte(model: GPTMini, tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+    """Return the bits per byte that the model needs for texts that begin stories, each cut to max_len tokens.
+
+    Bits per byte compare any two models on the same texts, even if their tokenizers differ. Raises ValueError as
+    `token_probabilities` does.
+    """
+    nats, size = 0.0, 0
+    for text in texts:
+        start = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids[: model.config.max_len])
+        nats -= sum(math.log(max(p, 1e-38)) for _, p in token_probabilities(model, tokenizer, start))
+        size += len(start.encode())
+    return nats / math.log(2) / size

@@ -1,0 +1,197 @@
+"""Stories cleaned, split into training and validation sets, and stored as memory-mapped Arrow files."""
+
+import atexit
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+
+from tinystories_lab import __version__
+from tinystories_lab.data.sources import HUB_REVISION, ROWS_AT_ONCE, SPLITS, find_files, read_source
+from tinystories_lab.files import atomic_write
+from tinystories_lab.tokenizer import END_OF_TEXT
+
+_BATCH_BYTES = 2**20  # of text in a record batch, plus the rest of its last story
+# UTF-8 decoded as Windows-1252 shows as â€œ or Ã©. Python's cp1252 leaves five bytes undefined that lenient decoders pass
+# through (the last byte of a closing quote is one of them), so those map to themselves.
+_BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
+_CONTINUATION = "[" + "".join(char for char, byte in _BYTE_OF.items() if byte < 0xC0) + "]"
+# Punctuation and currency, emoji, accented letters: only beginnings that no language writes. Fixing all that decodes
+# would be too much: "allé »" with its French space ends in three such characters and is correct. Ã» becomes û only inside
+# a word; at the end of a word it may be Portuguese, as in «AMANHÃ».
+_MOJIBAKE = re.compile(rf"â[€‚„]{_CONTINUATION}|ðŸ{_CONTINUATION}{{2}}|(?!Ã»(?!\w))[ÂÃ][\u00a0-\u00bf]")
+
+
+@dataclass
+class CleanReport:
+    """What cleaning did: stories kept in each split, rows dropped or repaired, up to three examples of each."""
+
+    source: str
+    train: int = 0
+    validation: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    in_train: int = 0  # validation stories that also appear in train
+    repaired: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, what: str, example: str) -> None:
+        """Add one to the field `what` and keep its first three examples."""
+        setattr(self, what, getattr(self, what) + 1)
+        kept = self.examples.setdefault(what, [])
+        if len(kept) < 3:
+            kept.append(example[:200])
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source}: {self.train:,} stories to train on and {self.validation:,} for validation; dropped "
+            f"{self.empty:,} empty rows, {self.duplicates:,} duplicates and {self.in_train:,} validation stories that also "
+            f"appear in train; repaired {self.repaired:,}"
+        )
+
+
+def load_stories(
+    source: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    max_stories: int | None = None,
+    validation_share: float = 0.05,
+    seed: int = 0,
+) -> tuple[DatasetDict, CleanReport]:
+    """Read, clean and split stories. Return the datasets "train" and "validation", each with a "text" column.
+
+    `source` is "tinystories" (on the Hub, at a pinned revision), another dataset on the Hub as "owner/name" or
+    "owner/name:column", "toyland" (generated here, offline), a local .txt, .jsonl or .parquet file, plain or .gz, or a
+    folder of files of one of these types. If the source has no validation split of its own, a random
+    `validation_share` is held out. `max_stories` stops reading early; "toyland" gives 20,000 stories by default.
+    The result is stored in `data_dir/stories`, and the same request opens it again. Without `data_dir` it is deleted
+    when this process ends. Stories are streamed: memory holds a hash of 8 bytes per story, never the corpus.
+
+    Raises FileNotFoundError or ValueError for a source that is missing or not readable, ConnectionError if the Hub
+    cannot be reached. Each message says what to do.
+    """
+    if data_dir is None:
+        data_dir = tempfile.mkdtemp(prefix="tinystories_lab_")
+        atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
+    folder = Path(data_dir) / "stories"
+    stored = folder / "report.json"
+    local = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in find_files(source)]
+    request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed}
+    request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean or generate differently
+    request |= {"source": str(source), "files": blake2b(repr(local).encode()).hexdigest()}
+    if stored.exists() and json.loads(stored.read_text())["request"] == request:
+        return open_stories(data_dir)
+
+    report = CleanReport(source=str(source))
+    rows = _clean_rows(read_source(source, max_stories, seed), report)
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(atomic_write(folder / f"{split}.arrow")) for split in SPLITS}
+        schema = pa.schema({"text": pa.string()})
+        writers = {split: stack.enter_context(pa.ipc.new_stream(file, schema)) for split, file in files.items()}
+        for split, batch in _batches(_split_rows(rows, validation_share, seed)):
+            setattr(report, split, getattr(report, split) + len(batch))
+            writers[split].write_batch(pa.record_batch([batch], schema))
+        if not (report.train and report.validation):
+            raise ValueError(
+                f"{source} gave {report.train + report.validation} stories after cleaning ({report.empty} empty rows and "
+                f"{report.duplicates} duplicates dropped); at least 2 are needed, one for training and one for validation"
+            )
+        stored.unlink(missing_ok=True)  # an old report must not describe the new files
+    with atomic_write(stored, "w") as file:
+        json.dump({"request": request, "report": asdict(report)}, file, indent=1)
+    return open_stories(data_dir)
+
+
+def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
+    """Open, memory-mapped, what `load_stories(source, data_dir)` stored. Raises FileNotFoundError if it has not run."""
+    folder = Path(data_dir) / "stories"
+    if not (folder / "report.json").exists():
+        raise FileNotFoundError(f"no cleaned stories in {folder}: run 01_prepare (or `prepare` in the shell) first")
+    report = CleanReport(**json.loads((folder / "report.json").read_text())["report"])
+    return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS}), report
+
+
+class StoryTexts:
+    """The texts of a dataset in order, or its first `limit`, as an iterable with a length. Few rows are in memory at a time."""
+
+    def __init__(self, dataset: Dataset, limit: int | None = None) -> None:
+        self._dataset = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self._dataset.select_columns("text").iter(ROWS_AT_ONCE):
+            yield from batch["text"]
+
+
+def fix_mojibake(text: str) -> str:
+    """Undo UTF-8 that was decoded as Windows-1252, match by match (â€œ becomes “). Correct text comes back unchanged."""
+    if text.isascii():  # most stories are, and this check is faster than a search
+        return text
+
+    def decode(match: re.Match) -> str:
+        try:
+            return bytes(_BYTE_OF[char] for char in match[0]).decode()
+        except UnicodeDecodeError:
+            return match[0]
+
+    return _MOJIBAKE.sub(decode, text)
+
+
+def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> Iterator[tuple[str, str]]:
+    """Yield (split, story) without empty rows, exact duplicates, and validation stories that also appear in train."""
+    seen: dict[str, set[int]] = {}
+    for split, text in rows:
+        text = (text or "").strip().removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT)
+        for part in text.split(END_OF_TEXT):  # the marker separates stories inside a row, too
+            story = fix_mojibake(part).strip()
+            digest = int.from_bytes(blake2b(story.encode(), digest_size=8).digest())
+            if not story:
+                report.note("empty", repr(part))
+            elif digest in seen.setdefault(split, set()):
+                report.note("duplicates", story)
+            elif split == "validation" and digest in seen.get("train", ()):
+                report.note("in_train", story)
+            else:
+                seen[split].add(digest)
+                if story != part.strip():
+                    report.note("repaired", part[max(0, _MOJIBAKE.search(part).start() - 40) :])
+                yield split, story
+
+
+def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: int) -> Iterator[tuple[str, str]]:
+    """Send one story of every 1 / `validation_share`, drawn by `seed`, to validation if the source has no splits."""
+    if not 0 < validation_share <= 0.5:
+        raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
+    random = Random(seed)
+    blocks = block_end = 0
+    for index, (split, story) in enumerate(rows):
+        if index == block_end:
+            blocks += 1
+            block_end = round(blocks / validation_share)
+            # The first block draws between two stories, so that any corpus of two stories has both splits.
+            held_out = index + int(random.random() * (block_end - index if index else 2))
+        yield split or ("validation" if index == held_out else "train"), story
+
+
+def _batches(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Collect the stories of each split into lists of about 1 MB of text, and yield (split, stories)."""
+    batches: dict[str, list[str]] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    for split, story in rows:
+        batches[split].append(story)
+        sizes[split] += len(story.encode())
+        if sizes[split] >= _BATCH_BYTES:
+            yield split, batches[split]
+            batches[split], sizes[split] = [], 0
+    yield from batches.items()

@@ -1,0 +1,101 @@
+"""Copies on a disk that may fail at any moment: rewritten in place, and recorded in a manifest with size and SHA-256."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from tinystories_lab.files import atomic_write, sha256_of
+
+_MANIFEST = "manifest.json"
+_CHUNK = 2**24  # bytes copied at a time
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty one if the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Rewrite a JSON file in place."""
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what the manifest of a folder records: for each file name its size, sha256, and any further values."""
+    return {name: entry for name, entry in read_json(folder / _MANIFEST).items() if isinstance(entry, dict)}
+
+
+def record(target: Path, entry: dict[str, Any]) -> None:
+    """Record a completed copy in the manifest beside it."""
+    write_json(target.with_name(_MANIFEST), read_manifest(target.parent) | {target.name: entry})
+
+
+def is_recorded(source: Path, target: Path) -> bool:
+    """Whether `target` exists and the manifest beside it says that it is a copy of `source` as `source` is now."""
+    entry = read_manifest(target.parent).get(target.name, {})
+    if not target.exists() or target.stat().st_size != entry.get("size"):
+        return False
+    now = source.stat()
+    return _sha256_of_version(source, now.st_size, now.st_mtime_ns) == entry.get("sha256")
+
+
+@lru_cache
+def _sha256_of_version(path: Path, size: int, time_ns: int) -> str:
+    """`sha256_of` a file, computed once for each size and modification time."""
+    return sha256_of(path)
+
+
+def copy_in_place(source: IO[bytes], target: Path) -> dict[str, Any]:
+    """Rewrite `target` with the rest of `source`; return its entry for the manifest."""
+    with open(target, "wb") as file:
+        digest = _copy(source, file)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk or an exceeded quota may show only here
+    return {"size": target.stat().st_size, "sha256": digest}
+
+
+def restore_files(source_dir: Path, target_dir: Path, names: Iterable[str], replace: bool = False) -> None:
+    """Copy files that `target_dir` lacks. A file that differs from its manifest entry is left out with a warning.
+
+    With `replace`, also copy files that differ there; the old file is kept as <name>.before-restore.
+    """
+    recorded = read_manifest(source_dir)
+
+    def is_wanted(name: str) -> bool:
+        source, target = source_dir / name, target_dir / name
+        return source.exists() and (not target.exists() or (replace and not is_recorded(target, source)))
+
+    wanted = [name for name in names if is_wanted(name)]
+    size = sum((source_dir / name).stat().st_size for name in wanted)
+    with tqdm(desc=f"restore {target_dir.name}", total=size, unit="B", unit_scale=True, disable=not wanted) as bar:
+        for name in wanted:
+            try:
+                with open(source_dir / name, "rb") as file, atomic_write(target_dir / name) as copy:
+                    if _copy(file, copy, bar) != recorded.get(name, {}).get("sha256"):
+                        raise ValueError(f"{source_dir / name} differs from its entry in {_MANIFEST}: it was left out")
+                    if (target_dir / name).exists():
+                        (target_dir / name).rename(target_dir / f"{name}.before-restore")
+            except ValueError as error:
+                warnings.warn(str(error), stacklevel=3)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], bar: tqdm | None = None) -> str:
+    """Copy the rest of `source` into `target`; return its SHA-256."""
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        target.write(chunk)
+        if bar is not None:
+            bar.update(len(chunk))
+    return digest.hexdigest()

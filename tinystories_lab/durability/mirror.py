@@ -1,0 +1,179 @@
+"""A second copy of a run on a disk that may disappear, such as Google Drive, written in the background."""
+
+import errno
+import math
+import os
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tinystories_lab.checkpoint import latest_checkpoint, read_step, run_checkpoints
+from tinystories_lab.durability.manifest import (
+    copy_in_place,
+    is_recorded,
+    read_json,
+    read_manifest,
+    record,
+    restore_files,
+    write_json,
+)
+from tinystories_lab.files import atomic_write, sha256_of
+
+# Drive moves deleted and replaced files to its trash, which counts against the quota, and a rename is not atomic there.
+# So a small fixed set of files is rewritten in place. last.pt and the log are written in pairs: while one pair is being
+# written, the other one is complete.
+MIRROR_SLOTS = {"last.0.pt": "loss.0.jsonl", "last.1.pt": "loss.1.jsonl"}
+_RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
+_RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
+DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
+_POLL_SECONDS = 60  # how often the thread looks for changes that nobody announced
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 5, 300
+_GIVE_UP_SECONDS, _CLOSE_SECONDS = 30, 600  # at the end: how long to retry a failing disk and to wait for a slow one
+
+
+class Mirror:
+    """Copies of a run and its data on another disk: in `root`/runs/<run> and `root`/data/<data>.
+
+    `restore` brings back what this machine lacks. Within `with mirror:` a thread copies what has changed after each
+    `update()`, and once more at the end; training never waits for it. If the disk fails or disappears (then the parent of
+    `root` does not exist), `trouble` says why, and the thread retries at growing intervals. `step` is the step of the
+    newest complete checkpoint on the mirror, None before the first. "Mirrored" does not mean safe: Drive uploads
+    at some later time what was written to it.
+    """
+
+    def __init__(self, run_dir: str | Path, data_dir: str | Path, root: str | Path) -> None:
+        self.run_dir, self.data_dir, self.root = Path(run_dir), Path(data_dir), Path(root)
+        self.mirror_dir = self.root / "runs" / self.run_dir.name
+        self.data_mirror_dir = self.root / "data" / self.data_dir.name
+        self.step: int | None = None
+        self.trouble: str | None = None
+        self._session = os.urandom(8).hex()
+        self._is_announced = False  # whether the mirror has this session's id
+        self._slots = [self.mirror_dir / name for name in MIRROR_SLOTS]
+        self._slot_steps: dict[Path, int] = {}
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    def __str__(self) -> str:
+        reached = "not mirrored yet" if self.step is None else f"mirrored to step {self.step:,}"
+        return f"{reached} ({self.trouble})" if self.trouble else reached
+
+    def restore(self) -> dict[str, Any] | None:
+        """Copy what this machine lacks: a newer checkpoint with its log, and run and data files by their SHA-256.
+
+        Returns the content of the checkpoint to resume from, here or from the mirror; None if there is none. Raises
+        FileNotFoundError if the disk does not exist, and ValueError if there are checkpoints but none can be read.
+        """
+        self._require_disk()
+        recorded = read_manifest(self.mirror_dir)
+        # A slot that is neither recorded nor readable was cut off in its first copy, and never was a checkpoint.
+        slots = [slot for slot in self._slots if slot.name in recorded or (read_step(slot) or -1) >= 0]
+        path, checkpoint = latest_checkpoint([*run_checkpoints(self.run_dir), *slots]) or (None, None)
+        if is_newer := path in slots:  # the log first: if this is interrupted, last.pt is missing and it starts again
+            for source, name in ((self.mirror_dir / MIRROR_SLOTS[path.name], "loss.jsonl"), (path, "last.pt")):
+                if source.exists():
+                    with atomic_write(self.run_dir / name) as copy:
+                        copy.write(source.read_bytes())
+            print(f"restored the run from {self.mirror_dir}")
+        restore_files(self.mirror_dir, self.run_dir, _RUN_FILES, replace=is_newer)
+        restore_files(self.data_mirror_dir, self.data_dir, DATA_FILES)
+        return checkpoint
+
+    def __enter__(self) -> "Mirror":
+        try:
+            self._announce()
+        except OSError as error:
+            self.trouble = str(error)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self.update()
+        self._thread.join(2)
+        if self._thread.is_alive():
+            print("waiting for the mirror's last copy ...")
+            self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self.trouble = f"the last copy was not finished after {_CLOSE_SECONDS} s"
+        if self.trouble:
+            warnings.warn(f"{self.mirror_dir} is out of date: {self}", stacklevel=2)
+
+    def update(self) -> None:
+        """Announce a change. Returns at once."""
+        self._wake.set()
+        if self._thread.ident is None:  # not started before, because `restore` comes before any copy
+            self._thread.start()
+
+    def _work(self) -> None:
+        retry, give_up = _FIRST_RETRY_SECONDS, math.inf
+        while True:
+            closing = self._closing.is_set()  # read before the pass, which then includes every earlier change
+            if closing:
+                give_up = min(give_up, time.monotonic() + _GIVE_UP_SECONDS)
+            self._wake.clear()
+            try:
+                self._copy_changes()
+                self.trouble, retry = None, _FIRST_RETRY_SECONDS
+                if closing:
+                    return
+                self._wake.wait(_POLL_SECONDS)
+            except Exception as error:  # of any kind: training continues, and `trouble` says it
+                self.trouble = str(error)
+                if isinstance(error, BlockingIOError) or time.monotonic() + retry > give_up:
+                    return
+                time.sleep(retry) if closing else self._closing.wait(retry)
+                retry = min(2 * retry, _LAST_RETRY_SECONDS)
+
+    def _require_disk(self) -> None:
+        if not os.path.isdir(self.root.parent):  # false also for a dead mount, where Path.is_dir() may raise
+            raise FileNotFoundError(errno.ENOENT, "that disk is not there: mount it again", str(self.root.parent))
+
+    def _announce(self) -> None:
+        """Make the folders, and leave this session's id in writer.json.
+
+        Raises BlockingIOError if a session that started later has left its id: its copy is the one that counts.
+        """
+        self._require_disk()
+        # One by one: with parents=True, a disk that disappears just now would be replaced by a folder.
+        run, data = self.mirror_dir, self.data_mirror_dir
+        for folder in (self.root, run.parent, run, data.parent, data):
+            folder.mkdir(exist_ok=True)
+        session = read_json(run / "writer.json").get("session")
+        if self._is_announced and session not in (None, self._session):
+            raise BlockingIOError(f"a newer session mirrors to {run}: this session does not mirror any more")
+        if session != self._session:
+            write_json(run / "writer.json", {"session": self._session})
+        self._is_announced = True
+
+    def _copy_changes(self) -> None:
+        """One pass: copy everything that differs on the mirror."""
+        self._announce()
+        self._copy_checkpoint()
+        files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
+        files += [(self.data_dir / name, self.data_mirror_dir / name) for name in DATA_FILES]
+        for source, target in files:
+            if source.exists() and not is_recorded(source, target):
+                with open(source, "rb") as file:
+                    record(target, copy_in_place(file, target))
+
+    def _copy_checkpoint(self) -> None:
+        """Copy last.pt and the log into the older of the two pairs."""
+        last, log = self.run_dir / "last.pt", self.run_dir / "loss.jsonl"
+        if not last.exists():
+            return
+        if not self._slot_steps:
+            self._slot_steps = {slot: read_step(slot) or -1 for slot in self._slots}
+        older, newest = sorted(self._slots, key=self._slot_steps.__getitem__)
+        if not is_recorded(last, newest) and (read_step(last) or -1) >= self._slot_steps[newest]:
+            with open(last, "rb") as source:  # opened before the log is copied, so the log has every row up to its step
+                if log.exists():
+                    with open(log, "rb") as rows:
+                        copy_in_place(rows, self.mirror_dir / MIRROR_SLOTS[older.name])
+                entry = copy_in_place(source, older)
+            if sha256_of(older) != entry["sha256"]:
+                raise OSError(errno.EIO, "the copy does not read back as it was written", str(older))
+            newest, self._slot_steps[older] = older, read_step(older)
+            record(newest, entry | {"step": self._slot_steps[newest]})
+        self.step = self._slot_steps[newest]

@@ -1,0 +1,1 @@
+"""Connections to other tools: Hugging Face, TensorBoard and Weights & Biases."""

@@ -1,0 +1,99 @@
+"""HTML for notebooks: stories as cards, coloured tokens, bars of probabilities, and tables.
+
+Every piece uses the page's own text colour, so it is readable on light and on dark backgrounds.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import pandas as pd
+from IPython.core.pylabtools import print_figure
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from tinystories_lab.analysis.report import format_value
+
+_LINE = "1px solid rgba(128, 128, 128, 0.45)"
+# Okabe and Ito's colours, so transparent that both black and white text stand out on them.
+_TINTS = [f"rgba({rgb}, 0.35)" for rgb in ("0, 114, 178", "230, 159, 0", "0, 158, 115", "204, 121, 167")]
+_CHOSEN = "outline: 2px solid #D55E00; border-radius: 2px"
+# plaintext: each paragraph runs in the direction of its own script.
+_PROSE = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; unicode-bidi: plaintext"
+
+
+def prose(text: str) -> HTML:
+    """Return a text as it was written, line breaks included."""
+    return HTML(_div(f"{_PROSE}; max-width: 40em", escape(text)))
+
+
+def code(text: str) -> HTML:
+    """Return a text in a monospaced font."""
+    return HTML(f'<pre style="overflow-x: auto; margin: 0; background: none">{escape(text)}</pre>')
+
+
+def cards(texts: Sequence[tuple[str, str]]) -> HTML:
+    """Return (heading, text) pairs as cards, side by side if the page is wide enough, otherwise below one another."""
+    card = f"flex: 1 1 15em; min-width: 0; border: {_LINE}; border-radius: 6px; padding: 0.6em 0.9em"
+    head = "font-weight: bold; margin-bottom: 0.3em"
+    each = (_div(card, _div(head, escape(heading)), _div(_PROSE, escape(text))) for heading, text in texts)
+    return HTML(_div("display: flex; flex-wrap: wrap; gap: 0.7em; max-width: 60em", *each))
+
+
+def tokens(texts: Sequence[str], chosen: int | None = None) -> HTML:
+    """Return token texts one after another, neighbours in different colours, with a frame around number `chosen`."""
+    spans = (
+        f'<span style="background: {_TINTS[index % len(_TINTS)]}; {_CHOSEN if index == chosen else ""}">{escape(text)}</span>'
+        for index, text in enumerate(texts)
+    )
+    return HTML(_div(f"{_PROSE}; max-width: 40em; line-height: 1.7", *spans))
+
+
+def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
+    """Return one bar per row of (label, share, share to compare with); the second share is an outline behind the first.
+
+    Shares are from 0 to 1. A share of `widest` takes the full width.
+    """
+    columns = (
+        "display: grid; grid-template-columns: 9em 1fr 3.6em; gap: 0.3em 0.6em; line-height: 1.5em; max-width: 34em"
+    )
+    name = "font-family: monospace; text-align: right; white-space: pre; overflow: hidden"
+    bar = "position: absolute; top: 15%; height: 70%; box-sizing: border-box"
+    lines = (
+        f'<span style="{name}">{escape(label)}</span><div style="position: relative">'
+        f'<div style="{bar}; width: {min(1, compared / widest):.1%}; border: 1.5px solid rgba(128, 128, 128, 0.9)"></div>'
+        f'<div style="{bar}; width: {min(1, share / widest):.1%}; background: rgba(0, 114, 178, 0.65)"></div></div>'
+        f'<span style="text-align: right">{share:.1%}</span>'
+        for label, share, compared in rows
+    )
+    return HTML(_div(columns, *lines))
+
+
+def facts(values: Mapping[str, str]) -> HTML:
+    """Return short values, each below its name, side by side as far as the page is wide."""
+    name = "opacity: 0.75; font-size: 85%"
+    each = (_div("", _div(name, escape(key)), f"<b>{escape(value)}</b>") for key, value in values.items())
+    return HTML(_div("display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; max-width: 44em", *each))
+
+
+def picture(figure: Figure, alt: str) -> HTML:
+    """Return a figure as an image no wider than the page; `alt` describes it to people who cannot see it."""
+    data = print_figure(figure, bbox_inches=None, base64=True)
+    return HTML(f'<img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}">')
+
+
+def stack(*pieces: HTML) -> HTML:
+    """Return pieces below one another."""
+    return HTML("".join(_div("margin: 0.5em 0", piece.data) for piece in pieces))
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> HTML:
+    """Return rows with the same keys as a table. The keys are the column headings, and numbers are right-aligned."""
+    cell = f"padding: 0.25em 0.7em; border-bottom: {_LINE}; unicode-bidi: plaintext; text-align: left"
+    style = pd.DataFrame(rows, dtype=object).style.hide().format(format_value, escape="html")
+    style = style.format_index(escape="html", axis="columns").set_table_styles([{"selector": "td, th", "props": cell}])
+    style = style.map(lambda value: "text-align: right" if isinstance(value, int | float | None) else "")
+    return HTML(_div("overflow-x: auto", style.to_html()))
+
+
+def _div(style: str, *inside: str) -> str:
+    return f'<div style="{style}">{"".join(inside)}</div>'

@@ -1,0 +1,123 @@
+"""Sliders over the merges of a sentence and over the budget of a run, and a form to rate stories."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import ipywidgets as widgets
+from IPython.display import HTML
+from tokenizers import Tokenizer
+
+from tinystories_lab.analysis.bpe import merge_history, merges
+from tinystories_lab.analysis.budget import budget
+from tinystories_lab.analysis.ratings import MAX_RATING, QUESTIONS, average_ratings, save_rating, unrated
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.data.text import opening
+from tinystories_lab.files import read_rows
+from tinystories_lab.model import GPTConfig
+from tinystories_lab.notebook.html import prose, stack, table, tokens
+
+_WIDE = {"width": "95%", "max_width": "640px"}
+_LOOK = {
+    "layout": _WIDE,
+    "style": {"description_width": "90px"},
+    "continuous_update": False,  # compute only when the mouse is released
+}
+_HEAD_WIDTH = 64  # values of d_model per attention head
+_TITLE_WORDS = 6  # of a story, enough to recognize it
+_NO_MARK = "–"  # where sliders start, so that nobody gives a mark by accident
+
+
+def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
+    """Return a text field for a sentence and a slider over the merges that change it, in the order they were learned."""
+    learned, history_of = len(merges(tokenizer)), cache(partial(merge_history, tokenizer))
+    text = widgets.Text(sentence, description="sentence", **_LOOK)
+    slider = widgets.IntSlider(0, min=0, max=len(history_of(sentence)) - 1, description="merges", **_LOOK)
+
+    def show(sentence: str, place: int) -> HTML:
+        step = history_of(sentence)[place]
+        pair = " + ".join(map(repr, step.pair))
+        merge = f"merge {step.number:,} of {learned:,}: {pair}" if pair else "no merge yet"
+        says = f"{merge}. {len(step.pieces)} tokens for {len(sentence.encode())} bytes."
+        return stack(
+            prose(says), tokens(step.pieces, step.pieces.index(step.made) if step.made in step.pieces else None)
+        )
+
+    def fit_slider(change: dict) -> None:
+        slider.max = len(history_of(text.value)) - 1  # lowers the value too if it is too high
+
+    text.observe(fit_slider, "value")  # before `interactive` listens, so that the slider always fits the sentence
+    return widgets.interactive(show, {"auto_display": True}, sentence=text, place=slider)
+
+
+def budget_sliders(
+    model_config: GPTConfig, tokens: int, config: TrainConfig, machine_speeds: Mapping[str, float]
+) -> widgets.VBox:
+    """Return sliders for layers, width and tokens, and a table of what such a run takes on each machine."""
+
+    def show(n_layer: int, d_model: int, millions: int) -> HTML:
+        model = GPTConfig(model_config.vocab_size, n_layer, d_model // _HEAD_WIDTH, d_model)
+        lines = budget(model, millions * 1_000_000, config.tokens_per_step, machine_speeds)
+        return table([{"a run of this size": name, "takes": value} for name, value in lines.items()])
+
+    return widgets.interactive(
+        show,
+        {"auto_display": True},
+        n_layer=widgets.IntSlider(model_config.n_layer, min=1, max=16, **_LOOK),
+        d_model=widgets.IntSlider(model_config.d_model, min=64, max=1024, step=_HEAD_WIDTH, **_LOOK),
+        millions=widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **_LOOK),
+    )
+
+
+def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str = "me") -> widgets.VBox:
+    """Return a form that shows one story of a `blind_deck` at a time, with a slider per question and a Next button.
+
+    Next saves the story's marks in `path` at once. After the last story, the form shows which stories were real, and the
+    averages. Stories that this rater has rated before are skipped.
+    """
+    progress, story, status = widgets.HTML(), widgets.HTML(), widgets.HTML()
+    marks = [_NO_MARK, *map(str, range(MAX_RATING + 1))]
+    sliders = {name: widgets.SelectionSlider(options=marks, description=name, layout=_WIDE) for name in QUESTIONS}
+    next_button = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
+    form = widgets.VBox([progress, story, *sliders.values(), next_button, status])
+    parts = {"progress": progress, "story": story, "next": next_button, "status": status, **sliders}
+    for name, part in parts.items():
+        part.add_class(f"rating-{name}")
+    remaining = unrated(deck, path, rater)
+
+    def show() -> None:
+        if remaining:
+            progress.value = prose(f"story {len(deck) - len(remaining) + 1} of {len(deck)}").data
+            story.value = prose(remaining[0]["story"]).data
+        else:
+            progress.value = prose(f"All {len(deck)} stories are rated, and the ratings are in {path}").data
+            story.value = stack(table(_marks_given(deck, path, rater)), table(average_ratings(path))).data
+            form.children = [progress, story]
+
+    def save(button: widgets.Button) -> None:
+        try:
+            given = {question: int(slider.value) for question, slider in sliders.items() if slider.value != _NO_MARK}
+            save_rating(path, remaining[0], given, rater)
+        except (OSError, ValueError) as error:
+            status.value = prose(f"not saved: {error}").data
+            return
+        del remaining[0]
+        status.value = ""
+        for slider in sliders.values():
+            slider.value = _NO_MARK
+        show()
+
+    next_button.on_click(save)
+    show()
+    return form
+
+
+def _marks_given(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) -> list[dict[str, object]]:
+    """Return a row per story of the deck: its first words, who wrote it, and this rater's marks."""
+    rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
+    rows = []
+    for card in deck:
+        about = {"story": opening(card["story"], _TITLE_WORDS) + " ...", "by": card["by"]}
+        given = ", ".join(str(rated[card["story"]][question]) for question in QUESTIONS)
+        rows.append(about | {", ".join(QUESTIONS): given})  # one column: a phone is narrow
+    return rows

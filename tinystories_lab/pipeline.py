@@ -1,0 +1,228 @@
+"""The five stages of a run, as the shell and the notebooks use them. Each starts from the files of the one before."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tinystories_lab.analysis.evaluation import run_results, save_samples
+from tinystories_lab.analysis.report import summarize_run, summary_text, write_report
+from tinystories_lab.checkpoint import load_model
+from tinystories_lab.data.stories import StoryTexts, load_stories, open_stories
+from tinystories_lab.data.text import prompts_for
+from tinystories_lab.device import choose_device, choose_dtype, rank
+from tinystories_lab.durability.lock import run_lock
+from tinystories_lab.durability.mirror import DATA_FILES, Mirror
+from tinystories_lab.durability.shutdown import graceful_shutdown
+from tinystories_lab.files import Row, read_log, read_rows
+from tinystories_lab.generate import generate_samples
+from tinystories_lab.integrations.huggingface import export_hugging_face
+from tinystories_lab.loader import BinInfo
+from tinystories_lab.model import new_model
+from tinystories_lab.run import Workspace, save_config
+from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, write_bin
+from tinystories_lab.trainer import train
+
+
+def prepare(lab: Workspace) -> None:
+    """stories -> cleaned and split"""
+    _, report = load_stories(lab.source, lab.data_dir, max_stories=lab.preset.max_stories)
+    print(report)
+
+
+def tokenizer_stage(lab: Workspace) -> None:
+    """cleaned stories -> tokenizer.json, train.bin, val.bin"""
+    stories, report = open_stories(lab.data_dir)
+    last_made = lab.data_dir / "val.json"
+    if not last_made.exists() or last_made.stat().st_mtime < (lab.data_dir / "stories" / "report.json").stat().st_mtime:
+        texts = StoryTexts(stories["train"], lab.preset.tokenizer_stories)
+        tokenizer = train_tokenizer(texts, lab.preset.model.vocab_size)
+        save_tokenizer(tokenizer, lab.data_dir / "tokenizer.json")
+        for name, split, limit in (("train.bin", "train", lab.preset.max_tokens), ("val.bin", "validation", None)):
+            write_bin(lab.data_dir / name, StoryTexts(stories[split]), tokenizer, limit, report.source)
+    for name in ("train.bin", "val.bin"):
+        info = BinInfo.load(lab.data_dir / name)
+        print(f"{name}: {info.tokens:,} tokens in {info.stories:,} stories, {info.bytes_per_token:.2f} bytes per token")
+
+
+def train_run(
+    lab: Workspace, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Row]:
+    """Train the run of a workspace, or resume it; yield the rows of `train`.
+
+    Adds to `train` what keeps a run safe: one session at a time, config.yaml, Ctrl-C and termination signals that wait for
+    the end of a step, and the mirror. With a mirror each row has mirrored_step, the step of the newest checkpoint
+    there. Raises BlockingIOError in the loop if another session trains this run, and as `train` does.
+    """
+    mirror, trouble = None, None
+    if lab.mirror_root and rank() == 0:
+        mirror = Mirror(lab.run_dir, lab.data_dir, lab.mirror_root)
+    with run_lock(lab.run_dir) if rank() == 0 else nullcontext(), graceful_shutdown() as shutdown:
+        rows = train(
+            lab.run_dir,
+            lab.data_dir,
+            lab.model_config,
+            lab.preset.train,
+            device,
+            dtype,
+            should_stop=shutdown.requested,
+            after_save=mirror.update if mirror else lambda: None,
+            checkpoint=mirror.restore() if mirror else None,
+        )
+        if rank() == 0:
+            save_config(lab)
+        with mirror or nullcontext():
+            if mirror:
+                mirror.update()
+            try:
+                while True:
+                    with shutdown.deferred():
+                        row = next(rows, None)
+                    if row is None:
+                        break
+                    yield row | ({"mirrored_step": mirror.step} if mirror else {})
+                    if mirror and mirror.trouble != trouble:
+                        trouble = mirror.trouble
+                        if trouble:
+                            warnings.warn(f"{mirror}: training continues, and the mirror is tried again", stacklevel=2)
+            finally:
+                with shutdown.deferred():
+                    rows.close()  # saves, if the caller left the loop
+
+
+def train_stage(lab: Workspace) -> None:
+    """train.bin -> last.pt, final.pt, loss.jsonl, samples from before training"""
+    config, model_config = lab.preset.train, lab.model_config
+    device, device_reason = choose_device()
+    tokenizer = load_tokenizer(lab.data_dir / "tokenizer.json")
+    untrained = new_model(model_config, config.seed)
+    print(f"{untrained.count_parameters():,} parameters; {device_reason}; {choose_dtype(device)[1]}")
+    rows = train_run(lab)
+    if rank() == 0:
+        rows = with_progress(rows, config.total_steps)
+    needs_samples = rank() == 0 and not read_rows(lab.run_dir / "samples.jsonl")
+    for _ in rows:
+        if needs_samples:  # only now: a run that does not fit its folder is refused before the first row
+            prompts, needs_samples = prompts_for(lab.data_dir / "val.bin", tokenizer), False
+            save_samples(
+                lab.run_dir, "before", generate_samples(untrained, tokenizer, lab.preset.sample_tokens, prompts)
+            )
+    print(f"finished: {lab.run_dir / 'final.pt'}")
+
+
+def generate_stage(lab: Workspace) -> None:
+    """final.pt -> ten stories in samples.jsonl"""
+    model = load_model(lab.run_dir / "final.pt", choose_device()[0])
+    tokenizer = load_tokenizer(lab.run_dir / "tokenizer.json")
+    prompts = prompts_for(lab.data_dir / "val.bin", tokenizer)
+    samples = generate_samples(model, tokenizer, lab.preset.sample_tokens, prompts)
+    save_samples(lab.run_dir, "after", samples)
+    print(f"{len(samples)} stories saved in {lab.run_dir / 'samples.jsonl'}")
+
+
+def retrospective(lab: Workspace) -> None:
+    """the run's files -> its curves and report.md"""
+    from tinystories_lab.analysis.curves import loss_curve  # imports matplotlib, which no other stage needs
+
+    run_results(lab.run_dir)  # raises if there is no finished evaluation
+    log = read_log(lab.run_dir / "loss.jsonl")
+    for name, by_tokens in (("loss_curve.png", False), ("loss_by_tokens.png", True)):
+        figure = loss_curve(log, lab.model_config.vocab_size, by_tokens)
+        figure.savefig(lab.run_dir / name, dpi=120, bbox_inches="tight")
+    summary = summarize_run(lab)
+    print(summary_text(summary))
+    print(f"  report      {write_report(summary)}")
+    print(f"  files       {lab.run_dir.resolve()} and {lab.data_dir.resolve()}")
+
+
+def export_stage(lab: Workspace) -> None:
+    """final.pt -> hugging_face/ in the run's folder, which transformers loads"""
+    folder = export_hugging_face(lab.run_dir, lab.run_dir / "hugging_face")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.stat().st_size:12,} bytes  {path}")
+    print(f"to share it on the Hub: hf upload YOU/{lab.run_dir.name} {folder}")
+
+
+STAGES = {
+    "prepare": prepare,
+    "tokenizer": tokenizer_stage,
+    "train": train_stage,
+    "generate": generate_stage,
+    "retrospective": retrospective,
+}
+COMMANDS = STAGES | {"export": export_stage}
+
+
+def has_data(lab: Workspace) -> bool:
+    """Whether all files that training reads exist."""
+    return all((lab.data_dir / name).exists() for name in DATA_FILES)
+
+
+def restore(lab: Workspace) -> None:
+    """Restore from the mirror what this machine lacks of the run and its data. Data that is not there is made again.
+
+    Raises as `Mirror.restore` does. `train` checks, by its SHA-256, that data made again is the run's own.
+    """
+    if not lab.mirror_root:
+        return
+    Mirror(lab.run_dir, lab.data_dir, lab.mirror_root).restore()
+    if (lab.run_dir / "last.pt").exists() and not has_data(lab):
+        print("the run's data is not on the mirror: making it again")
+        prepare(lab)
+        tokenizer_stage(lab)
+
+
+def update_mirror(lab: Workspace) -> None:
+    """Copy what has changed in the run and its data to the mirror, if there is one, and print how far it got."""
+    if not lab.mirror_root:
+        return
+    try:
+        with run_lock(lab.run_dir), Mirror(lab.run_dir, lab.data_dir, lab.mirror_root) as mirror:
+            pass  # leaving the block waits for a complete pass
+        print(f"{mirror} in {mirror.mirror_dir}")
+    except BlockingIOError as error:  # the session that trains the run mirrors it, too
+        print(f"not copied now: {error}")
+
+
+def move_aside(lab: Workspace) -> list[Path]:
+    """Rename the run's folder, and its copy on the mirror, so that the run can start again. Deletes nothing.
+
+    Returns the new paths. Raises BlockingIOError if a session is training the run.
+    """
+    folders = [lab.run_dir] + ([lab.mirror_root / "runs" / lab.run_dir.name] if lab.mirror_root else [])
+    moved = []
+    for folder in filter(Path.is_dir, folders):
+        with run_lock(folder):
+            moved.append(folder.rename(folder.with_name(f"{folder.name}-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")))
+    return moved
+
+
+def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
+    """Yield the rows of `train` and show a progress bar. Leaving the loop closes `rows`, which saves the run."""
+    bar = None
+    try:
+        for row in rows:
+            if bar is None:  # only now, so that the bar is below what `train` prints
+                start = row.get("resumed_from", 0)
+                bar = tqdm(desc="train", total=total_steps, initial=start, unit=" steps", mininterval=1)
+            bar.update(row["step"] - bar.n)
+            bar.set_postfix(progress_fields(row))
+            yield row
+    finally:
+        rows.close()
+        if bar is not None:
+            bar.close()
+
+
+def progress_fields(row: Row) -> dict[str, str]:
+    """Return what a progress bar shows of a row beside its step."""
+    fields = {"loss": f"{row['train_loss']:.3f}", "tokens_per_second": f"{row['tokens_per_second']:,}"}
+    if row["skipped_updates"]:
+        fields["skipped_updates"] = f"{row['skipped_updates']:,}"
+    if "mirrored_step" in row:
+        fields["mirrored"] = "not yet" if row["mirrored_step"] is None else f"to step {row['mirrored_step']:,}"
+    return fields
