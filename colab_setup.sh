@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Sets the lab up. On Colab: installs the package into the running Python and changes nothing that is there.
-# Elsewhere: makes .venv beside this file. Running it again takes seconds.
-# Usage: bash colab_setup.sh [--dev]     --dev adds what the tests need. PYTHON=/path/to/python picks the interpreter.
+# Sets up the lab. On Colab, it installs the package into the running Python and changes nothing that Colab ships.
+# Elsewhere, it makes .venv beside this file. Running it again takes seconds.
+# Usage: bash colab_setup.sh [--dev]     --dev adds what the tests need. PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# Without an NVIDIA GPU this release is asked for by number: a pip that has a CPU build of it at hand takes that one.
-# A plain "torch" would take the newest, which on Linux brings gigabytes of CUDA libraries.
+# Without an NVIDIA GPU, pip is asked for exactly this release: if it finds a CPU build of it, it takes that one.
+# A plain "torch" would take the newest release, which on Linux brings gigabytes of CUDA libraries.
 torch_without_gpu="torch==2.13.0"
 supported="3.11 to 3.13"
 
@@ -23,12 +23,13 @@ esac
 
 if on_colab; then
     python=${PYTHON:-python3}
-    is_supported "$python" || fail "Python $supported is needed, this is $("$python" --version 2>&1)."
+    is_supported "$python" || fail "Python $supported is needed, but this is $("$python" --version 2>&1)."
     installed=$(mktemp)
-    # Constrained to what is installed, pip can add a package but never replace one: a new torch breaks the runtime.
+    # With the installed versions as constraints, pip can add packages but never replace one. A new torch would break
+    # the runtime.
     "$python" -m pip list --format=freeze >"$installed"
     "$python" -m pip install --quiet --constraint "$installed" ".$extras" \
-        || fail "could not install into Colab's Python; restart the runtime (Runtime > Restart session) and run this cell again."
+        || fail "could not install into Colab's Python: restart the runtime (Runtime > Restart session) and run this cell again."
     say "installed tinystories_lab into Colab's $("$python" --version); nothing that Colab ships was changed."
     exit 0
 fi
@@ -37,7 +38,7 @@ python=.venv/bin/python
 stamp=.venv/set-up-for
 wanted="$(cat requirements.txt pyproject.toml colab_setup.sh | cksum) ${extras:-}"
 if is_supported "$python"; then
-    # A .venv with the tests' needs also serves without them.
+    # A .venv made with --dev is also enough without it.
     if [ -f "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] || [ "$(cat "$stamp")" = "$wanted[dev]" ]; }; then
         say "ready: .venv ($("$python" --version)) was set up before."
         exit 0
@@ -61,14 +62,14 @@ if nvidia-smi -L >/dev/null 2>&1; then
     torch=$(grep '^torch' requirements.txt)
 fi
 free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-[ "$free_gb" -ge "$needed_gb" ] || fail "the disk has $free_gb GB free here and set-up needs about $needed_gb GB: make room and run this again."
+[ "$free_gb" -ge "$needed_gb" ] || fail "the disk has $free_gb GB free here, and set-up needs about $needed_gb GB: make room and run this again."
 
 if [ -n "${base:-}" ]; then
     say "making .venv with $base ($("$base" --version))"
     "$base" -m venv --clear .venv
 fi
-say "installing $torch, then the rest of requirements.txt${extras:+ and the tests needs} (some minutes the first time)"
+say "installing $torch, then the rest of requirements.txt${extras:+ and what the tests need} (this takes some minutes the first time)"
 "$python" -m pip install --quiet "$torch" && "$python" -m pip install --quiet --editable ".${extras:-}" \
-    || fail "pip could not install the requirements (its reason stands above): check the network and the disk, then run this again."
+    || fail "pip could not install the requirements (see its message above): check the network and the disk, then run this again."
 echo "$wanted" >"$stamp"
 say "ready: .venv ($("$python" --version), torch $("$python" -c 'import torch; print(torch.__version__)'))."

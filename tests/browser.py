@@ -1,4 +1,4 @@
-"""JupyterLab as a learner sees it: a server of its own, and what hands do there in a browser."""
+"""A JupyterLab server for the tests, and what a learner does there in a browser."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from notebooks import ROOT
 
 SCREENSHOTS = ROOT / "tests" / "screenshots"
 SETTINGS = {
-    "notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
+    "notebook-extension/tracker": {"windowingMode": "none"},  # cells outside the window stay in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "apputils-extension/themes": {"adaptive-theme": True},  # light or dark as the browser says
+    "apputils-extension/themes": {"adaptive-theme": True},  # light or dark, like the browser
 }
 PHONE = 400  # pixels wide
 PATIENCE = 120_000  # milliseconds; the cores may be busy with other work
@@ -29,7 +29,7 @@ FAILED = "Traceback (most recent call last)"
 READY = """() => {
     const kernel = document.querySelector(".jp-Toolbar-kernelName")?.textContent
     return kernel?.startsWith("Python") && document.querySelector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-}"""  # "No Kernel" is idle too
+}"""  # the status is idle without a kernel, too
 PROMPTS = '[...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(each => each.textContent)'
 
 
@@ -39,7 +39,7 @@ def find_chromium() -> str | None:
 
 @contextmanager
 def jupyter_lab(root: Path, home: Path, **environment: str) -> Iterator[str]:
-    """Serve `root` on this machine alone and give the address; whatever Jupyter reads or writes of its own is below `home`."""
+    """Serve `root` on this machine only, and yield the address. Jupyter keeps its own files below `home`."""
     for name, values in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def jupyter_lab(root: Path, home: Path, **environment: str) -> Iterator[str]:
         wait_for_server(address, server, home / "server.log")
         yield address
     finally:
-        server.terminate()  # and with it the kernels
+        server.terminate()  # this ends its kernels, too
         server.wait(30)
 
 
@@ -93,20 +93,20 @@ def wait_for_server(address: str, server: subprocess.Popen, log: Path) -> None:
 
 
 def open_notebook(page: Page, address: str, path: str, interface: str = "lab/tree") -> None:
-    """Open a notebook and wait for its kernel; "notebooks" is the interface of `jupyter notebook`, which suits a phone."""
+    """Open a notebook and wait for its kernel. The interface "notebooks", as in Jupyter Notebook, suits a phone."""
     page.goto(f"{address}/{interface}/{path}?reset")  # without the tabs that were open last
     page.wait_for_function(READY)
 
 
 def run(page: Page, which: str) -> None:
-    """Run > Run All Cells, or another entry of that menu."""
+    """Choose an entry of the Run menu, such as Run All Cells, and wait until a cell runs."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-itemLabel").get_by_text(which, exact=True).click()
     page.wait_for_function(f"() => {PROMPTS}.includes('[*]:')")
 
 
 def wait_until_all_ran(page: Page, well: bool = True) -> None:
-    """Wait until no cell runs or waits for its turn; unless told otherwise, all must have run, and none failed."""
+    """Wait until no cell is running or queued. If `well`, check that all cells have run and none has failed."""
     page.wait_for_function(f"() => !{PROMPTS}.includes('[*]:')")
     if well:
         assert not page.get_by_text(FAILED).count(), page.get_by_text(FAILED).inner_text()
@@ -114,17 +114,17 @@ def wait_until_all_ran(page: Page, well: bool = True) -> None:
 
 
 def cell(page: Page, notebook: nbformat.NotebookNode, cell_id: str) -> Locator:
-    """The cell of that id on the page: the page does not know ids, but has the cells in their order."""
+    """Return the cell with this id. The page does not contain ids, but it has the cells in order."""
     return page.locator(".jp-Cell").nth([each.id for each in notebook.cells].index(cell_id))
 
 
 def slider(place: Locator) -> Locator:
-    """The handle of a slider, which takes the arrow keys, Home and End."""
+    """Return the handle of a slider, which responds to the arrow keys, Home and End."""
     return place.get_by_role("slider")
 
 
 def take_picture(page: Page, name: str, of: Locator | None = None) -> None:
-    """Keep what a part of the page shows, or the whole notebook, as tests/screenshots/<name>.png, in a window high enough."""
+    """Save a picture of a part of the page, or of the whole notebook, as tests/screenshots/<name>.png."""
     window = page.viewport_size
     part = of or page.locator(".jp-Notebook")
     height = part.evaluate("part => (part.querySelector('.jp-WindowedPanel-outer') || part).scrollHeight")
@@ -135,7 +135,7 @@ def take_picture(page: Page, name: str, of: Locator | None = None) -> None:
 
 @contextmanager
 def changes(place: Locator) -> Iterator[None]:
-    """Do something, and wait until the place no longer looks as it did before."""
+    """Wait, after the block, until the content of `place` differs from before."""
     before, element = place.inner_html(), place.element_handle()
     yield
     place.page.wait_for_function("([element, before]) => element.innerHTML != before", arg=[element, before])
@@ -151,7 +151,7 @@ def reopen_on_a_phone(page: Page, address: str, path: str) -> None:
 
 
 def too_wide(page: Page) -> list[str]:
-    """What of texts and outputs sticks out of the page to the right; what scrolls by itself, such as code, is not meant."""
+    """Return the parts of texts and outputs that extend beyond the page, except those that scroll, such as code."""
     return page.evaluate("""() => [...document.querySelectorAll(".jp-RenderedMarkdown *, .jp-OutputArea-output *")]
         .filter(part => part.getBoundingClientRect().right > window.innerWidth)
         .filter(part => !part.closest("pre, [style*='overflow-x: auto']"))

@@ -1,4 +1,4 @@
-"""What the tests share: a micro run that trains in a second, and an environment of their own."""
+"""Shared fixtures, such as a micro run that trains in a second, and an isolated environment for the tests."""
 
 import os
 import shutil
@@ -16,19 +16,19 @@ from hypothesis import settings
 from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.trainer import train
 
-# Notebooks run in kernels of their own, which inherit this: the smallest preset, in a folder that goes afterwards.
+# The kernels of notebooks inherit these variables: the smallest preset, and a workspace that is deleted afterwards.
 WORKSPACE = tempfile.mkdtemp(prefix="tinystories_lab_tests_")
 os.environ["TINYSTORIES_LAB_PRESET"] = "tiny"
 os.environ["TINYSTORIES_LAB_WORKSPACE"] = WORKSPACE
 
-# A shell starts what runs in its background with Ctrl-C ignored, nohup with SIGHUP; the tests send both.
+# A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP. The tests send both signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Micro matrices gain nothing from a second thread.
 torch.set_num_threads(1)
 
-# The same examples at every run, however busy the machine; nothing is written beside the tests.
+# Hypothesis: the same examples in every run, no deadline on a busy machine, and no database on disk.
 settings.register_profile("lab", deadline=None, derandomize=True, database=None)
 settings.load_profile("lab")
 
@@ -38,13 +38,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """The fault harness takes a minute and a half in a process of its own: its tests, and what fills both cores, come last."""
+    """Order the tests: ordinary ones, those of the fault harness, those that use both cores, notebooks."""
     busy = ("test_browser", "test_colab_path")
     items.sort(key=lambda item: (item.path.suffix == ".ipynb", item.path.stem in busy, item.path.stem == "test_faults"))
 
 
 def pytest_collection_finish(session):
-    """It starts at once, beside the other tests, which keep to one core."""
+    """Start the fault harness in its own process, for a minute and a half beside tests that use one core."""
     if any(item.path.stem == "test_faults" for item in session.items) and not session.config.option.collectonly:
         command = [sys.executable, "tests/faults.py", "--kills", str(session.config.getoption("kills"))]
         session.config.harness = subprocess.Popen(
@@ -65,7 +65,7 @@ def stories():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A real data folder, shared by all tests: copy it before changing anything."""
+    """A real data folder, shared by all tests: copy it before you change anything."""
     folder = tmp_path_factory.mktemp("data")
     micro.make_data(folder)
     return folder
@@ -73,7 +73,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(data_dir):
-    """The tokenizer of that folder, shared by all tests as well."""
+    """The tokenizer of that folder, also shared by all tests."""
     return load_tokenizer(data_dir / "tokenizer.json")
 
 
@@ -89,9 +89,9 @@ def train_config():
 
 @pytest.fixture(scope="session")
 def run(data_dir, model_config, train_config):
-    """`run(folder, log_every=1)` returns the rows of a micro run with such changes to its TrainConfig."""
+    """`run(folder, log_every=1)` returns the rows of a micro run with these changes to its TrainConfig."""
 
-    def start(run_dir, dtype=torch.float32, should_stop=lambda: False, **changes):  # not the dtype this CPU is good at
+    def start(run_dir, dtype=torch.float32, should_stop=lambda: False, **changes):  # float32 on every CPU
         config = replace(train_config, **changes)
         return train(run_dir, data_dir, model_config, config, "cpu", dtype, should_stop=should_stop)
 
@@ -100,7 +100,7 @@ def run(data_dir, model_config, train_config):
 
 @pytest.fixture(scope="session")
 def lab(data_dir):
-    """`lab(folder, log_every=1)` returns the workspace of a micro run in that folder, for `train_run`."""
+    """`lab(folder, log_every=1)` returns the workspace of a micro run in this folder, for `train_run`."""
 
     def plan(run_dir, mirror_root=None, **changes):
         return micro.workspace(run_dir, data_dir, mirror_root, **changes)
@@ -110,7 +110,7 @@ def lab(data_dir):
 
 @pytest.fixture(scope="session")
 def uninterrupted(run, tmp_path_factory):
-    """`uninterrupted(log_every=1)` returns the folder of such a finished run. Each is made once, so do not change it."""
+    """`uninterrupted(log_every=1)` returns the folder of a finished run. Each is made once, so do not change it."""
     made = {}
 
     def finished(**changes):

@@ -1,7 +1,7 @@
-"""Faults that end or spoil a run, on real training in processes of its own: `python tests/faults.py --kills 100`.
+"""Break real training runs on purpose, each in its own process: `python tests/faults.py --kills 100`.
 
-After each fault the run is resumed, in processes whose global random states differ, until it is finished. It must then
-equal the uninterrupted run bit for bit: weights, optimizer, and log.
+After each fault, the run is resumed until it is finished, in processes with different global random states. Then its
+weights, optimizer state and log must equal those of an uninterrupted run bit for bit.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from typing import Any
 
 import micro
 import torch
-import torch._dynamo  # the first optimizer step would import it, in every process anew
+import torch._dynamo  # otherwise the first optimizer step imports it, in every process
 
 from tinystories_lab import checkpoint as checkpoint_module
 from tinystories_lab import files, trainer
 from tinystories_lab.checkpoint import latest_checkpoint, read_step, run_checkpoints
 from tinystories_lab.durability import mirror
-from tinystories_lab.durability.mirror import MIRROR_SLOTS
+from tinystories_lab.durability.mirror import _MIRROR_SLOTS
 from tinystories_lab.pipeline import train_run
 from tinystories_lab.run import Workspace
 
@@ -43,13 +43,13 @@ CONFIG = replace(micro.TRAIN, total_steps=40, warmup_steps=5, **CADENCE)
 MODEL = replace(micro.MODEL, n_layer=1, d_model=16)
 
 
-# --- what happens in a process
+# --- inside a training process
 
 
 def session(
     run_dir: Path, data_dir: Path, mirror_root: Path | None, fault: Callable[[int], None] | None, started: Any
 ) -> None:
-    """Train until the end, or until the fault ends it; `fault(step)` is called before the first step and after each row."""
+    """Train to the end, or until the fault stops it. `fault(step)` is called before the first step and after each row."""
     started.set()
     with open(run_dir.with_suffix(".log"), "a", buffering=1) as log:
         sys.stdout = sys.stderr = log
@@ -84,7 +84,7 @@ def half_written(path: Path):
 
 
 def die_in_save(where: str, call: int, step: int) -> None:
-    """From the first step on: be killed in the `call`-th save, at one of four places."""
+    """Kill the process in its `call`-th save, at one of four points."""
     if step:
         return
     save, calls = torch.save, iter(range(1, sys.maxsize))
@@ -107,19 +107,19 @@ def die_in_save(where: str, call: int, step: int) -> None:
 
 
 def fill_the_disk(from_step: int, step: int) -> None:
-    """No file can grow beyond 2 kB from a step on: neither a checkpoint nor the log can be written."""
+    """From this step on, limit each file to 2 kB, so that neither a checkpoint nor the log can be written."""
     if step == from_step:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
 
 
 def stop_at(last: int, step: int) -> None:
-    """The learner leaves the loop."""
+    """Stop after this step, as Ctrl-C does."""
     if step == last:
         raise KeyboardInterrupt
 
 
 def break_the_mirror(number: int, times: int, step: int) -> None:
-    """The first so many copies fail with this error, half written."""
+    """Make the first `times` copies fail with this error, half written."""
     if step:
         return
     copy_in_place, calls = mirror.copy_in_place, iter(range(1, sys.maxsize))
@@ -134,22 +134,22 @@ def break_the_mirror(number: int, times: int, step: int) -> None:
 
 
 def save_in_background(step: int) -> None:
-    """A thread writes the checkpoints, as on a GPU."""
+    """Let a thread write the checkpoints, as on a GPU."""
     if not step:
         writer = checkpoint_module.CheckpointWriter
         trainer.CheckpointWriter = lambda run_dir, step, background, after_save: writer(run_dir, step, True, after_save)
 
 
 def slowly(step: int) -> None:
-    """Steps of 20 ms: time for what happens outside."""
+    """Slow each step down by 20 ms, which gives the parent process time to act."""
     time.sleep(0.02)
 
 
-# --- what happens outside
+# --- outside the training process
 
 
 class Lab:
-    """Folders for one run after another, and the uninterrupted run that all must equal."""
+    """The folders of all runs, and the uninterrupted run that each of them must equal."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.data_dir = root, root / "data" / "micro"
@@ -171,7 +171,7 @@ class Run:
     lab: Lab
     name: str
     mirror_root: Path | None = None
-    lost: int = 0  # the most steps lost at a fault
+    lost: int = 0  # largest number of steps lost in a fault
 
     @property
     def run_dir(self) -> Path:
@@ -195,15 +195,15 @@ class Run:
             yield child
         finally:
             child.join(120)
-            assert child.exitcode is not None, f"{self.name} does not end"
+            assert child.exitcode is not None, f"{self.name} has not ended after two minutes"
 
     def wait_for_steps(self, child: Any) -> None:
-        """Until the first row is written: before, a signal just ends the process, and a missing disk is refused."""
+        """Wait for the first row. Before it, a signal simply ends the process, and a missing disk is an error."""
         while child.is_alive() and not (self.run_dir / "loss.jsonl").exists():
             time.sleep(0.01)
 
     def go(self, fault: Callable[[int], None] | None = None) -> int:
-        """One session to its end; returns the exit code."""
+        """Run one session to its end. Return the exit code."""
         with self.process(fault) as child:
             pass
         if not self.mirror_root:
@@ -211,26 +211,26 @@ class Run:
         return child.exitcode
 
     def go_until(self, number: int, seconds: float, fault: Callable[[int], None] | None = None) -> int:
-        """One session that gets a signal after so long; returns the exit code."""
+        """Run one session and send it a signal after `seconds`. Return the exit code."""
         with self.process(fault) as child:
             time.sleep(seconds)
             if child.is_alive():
-                with suppress(ProcessLookupError):  # it may have ended by itself just now
+                with suppress(ProcessLookupError):  # it may have just ended by itself
                     os.kill(child.pid, number)
         if not self.mirror_root:
             self.count_lost()
         return child.exitcode
 
     def count_lost(self) -> None:
-        """How far the log got beyond the checkpoint from which the next session resumes."""
+        """Count the steps in the log that the checkpoint for the next session does not have."""
         rows = micro.log_of(self.run_dir)
         self.count(rows[-1]["step"] if rows else 0, run_checkpoints(self.run_dir))
 
     def lose_the_machine(self) -> None:
-        """Only the mirror is left: of the steps that the session knew to be there, none may be lost."""
+        """Delete the run folder. Count the steps that were reported as mirrored but are not on the mirror."""
         log = self.run_dir.with_suffix(".log")
         mirrored = map(int, re.findall(r"^mirrored_step=(\d+)$", log.read_text() if log.exists() else "", re.MULTILINE))
-        self.count(max(mirrored, default=0), map(self.mirror_dir.joinpath, MIRROR_SLOTS))
+        self.count(max(mirrored, default=0), map(self.mirror_dir.joinpath, _MIRROR_SLOTS))
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def count(self, reached: int, checkpoints: Iterable[Path]) -> None:
@@ -239,23 +239,23 @@ class Run:
             self.lost = max(self.lost, reached - max(steps, default=0))
 
     def finish(self) -> bool:
-        """Resume until the end; returns whether the run equals the uninterrupted one."""
+        """Resume until the end. Return whether the run equals the uninterrupted one."""
         code = self.go()
         assert code == 0, f"{self.name} ended with {code}: {self.run_dir.with_suffix('.log').read_text()[-2_000:]}"
         return not micro.differences(self.run_dir, self.lab.whole.run_dir)
 
 
 def verified_step(path: Path) -> int | None:
-    """The step of a checkpoint that can be resumed from."""
+    """Return the step of a checkpoint that a run can resume from, or None."""
     try:
         return latest_checkpoint([path])[1]["step"]
-    except (TypeError, ValueError):  # there is none, or it is damaged
+    except (TypeError, ValueError):  # it is missing or damaged
         return None
 
 
 @dataclass
 class Result:
-    """A line of the table."""
+    """A row of the table."""
 
     fault: str
     times: int = 0
@@ -263,7 +263,7 @@ class Result:
     equal: bool = True
 
     def add(self, run: Run, times: int = 1) -> None:
-        """Finish the run and count it."""
+        """Finish the run and add it to this row."""
         self.equal &= run.finish()
         self.times, self.lost = self.times + times, max(self.lost, run.lost)
         shutil.rmtree(run.run_dir)
@@ -286,12 +286,12 @@ def killed_at_random(
 
 def killed_saving_in_background(lab: Lab, kills: int) -> Result:
     return killed_at_random(
-        lab, kills, "the same, with checkpoints written by a thread as on a GPU", save_in_background
+        lab, kills, "SIGKILL at a random moment, with saves in the background as on a GPU", save_in_background
     )
 
 
 def killed_and_machine_lost(lab: Lab, kills: int) -> Result:
-    result = Result("SIGKILL, and the machine is lost: back from the mirror")
+    result = Result("SIGKILL and loss of the machine, then restored from the mirror")
     while result.times < kills:
         run, landed = lab.run(mirrored=True), 0
         while result.times + landed < kills and not (run.run_dir / "final.pt").exists():
@@ -302,7 +302,7 @@ def killed_and_machine_lost(lab: Lab, kills: int) -> Result:
 
 
 def killed_in_a_save(lab: Lab, kills: int) -> Result:
-    result = Result("SIGKILL in a save: half written, not synced, not renamed, just renamed")
+    result = Result("SIGKILL during a save: half written, not synced, not renamed, just renamed")
     places = ("half written", "not synced", "not renamed", "renamed")
     for number in range(max(len(places), kills)):
         run = lab.run()
@@ -330,21 +330,21 @@ def signalled(number: signal.Signals, codes: set[int]) -> Callable[[Lab, int], R
 
 
 def disk_full(lab: Lab, kills: int) -> Result:
-    result = Result("disk full from a step on, until the end")
+    result = Result("the disk is full from some step to the end")
     for step in (0, 11, 31):
         run = lab.run()
-        assert run.go(partial(fill_the_disk, step)) == 1, "final.pt could not be written: the run must not end well"
+        assert run.go(partial(fill_the_disk, step)) == 1, "final.pt could not be written, so the run must fail"
         assert not (run.run_dir / "final.pt").exists()
         newest = latest_checkpoint(run_checkpoints(run.run_dir))
         run.lost = CONFIG.total_steps - (
             newest[1]["step"] if newest else 0
-        )  # it ran to the end, and could write no more
+        )  # it trained to the end without another save
         result.add(run)
     return result
 
 
-def checkpoints_spoiled(lab: Lab, kills: int) -> Result:
-    result = Result("each checkpoint cut off, or with flipped bytes")
+def checkpoints_damaged(lab: Lab, kills: int) -> Result:
+    result = Result("checkpoints are cut off, or have flipped bits")
     for names in (("last.pt",), ("step_00032.pt",), ("last.pt", "step_00032.pt")):
         for cut in (True, False):
             run = lab.run()
@@ -376,8 +376,8 @@ def mirror_fails(number: int) -> Callable[[Lab, int], Result]:
     return fault
 
 
-def mirror_vanishes(lab: Lab, kills: int) -> Result:
-    result = Result("the mirror's disk goes and returns, then the machine is lost")
+def mirror_disappears(lab: Lab, kills: int) -> Result:
+    result = Result("the mirror's disk disappears and returns, then the machine is lost")
     for _ in range(2):
         run = lab.run(mirrored=True)
         disk = run.mirror_root.parent
@@ -401,15 +401,15 @@ def newest_slot_removed(lab: Lab, kills: int) -> Result:
     for step in (15, 26, 38):
         run = lab.run(mirrored=True)
         assert run.go(partial(stop_at, step)) == 130
-        slots = [run.mirror_dir / slot for slot in MIRROR_SLOTS]
+        slots = [run.mirror_dir / slot for slot in _MIRROR_SLOTS]
         max((slot for slot in slots if slot.exists()), key=read_step).unlink()
         run.lose_the_machine()
         result.add(run)
     return result
 
 
-def log_torn(lab: Lab, kills: int) -> Result:
-    result = Result("the log's last line is torn")
+def log_cut_off(lab: Lab, kills: int) -> Result:
+    result = Result("the log's last line is cut off")
     for step in (7, 20, 30):
         run = lab.run()
         run.go(partial(stop_at, step))
@@ -428,20 +428,20 @@ FAULTS: list[Callable[[Lab, int], Result]] = [
     signalled(signal.SIGINT, {130}),
     signalled(signal.SIGHUP, {128 + signal.SIGHUP}),
     disk_full,
-    checkpoints_spoiled,
+    checkpoints_damaged,
     *map(mirror_fails, (errno.EIO, errno.ENOTCONN, errno.ENOSPC, errno.EDQUOT)),
-    mirror_vanishes,
+    mirror_disappears,
     newest_slot_removed,
-    log_torn,
+    log_cut_off,
 ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=25, help="processes to kill in all (default: 25)")
+    parser.add_argument("--kills", type=int, default=25, help="processes to kill in total (default: 25)")
     kills = parser.parse_args().kills
-    os.environ["OMP_NUM_THREADS"] = "1"  # sums go by thread
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the server, which imports what is forked
+    os.environ["OMP_NUM_THREADS"] = "1"  # the order of a sum depends on the number of threads
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the fork server, which imports this module
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
         print(f"{CONFIG.total_steps} steps, saved every {CONFIG.save_every}: {lab.seconds:.1f} s uninterrupted\n")
@@ -456,7 +456,7 @@ def main() -> int:
 
 
 def share_of(fault: Callable[[Lab, int], Result], kills: int) -> int:
-    """How many of the kills a fault gets: a quarter of them each, and what is left."""
+    """Return how many of the kills a fault gets: a quarter, and the first fault also gets the remainder."""
     return {killed_at_random: kills - 3 * (kills // 4)}.get(fault, kills // 4)
 
 

@@ -34,12 +34,12 @@ PRESET = Preset("micro", "stories.txt", None, 1_000, None, 20, MODEL, TRAIN)
 
 
 def workspace(run_dir: Path, data_dir: Path, mirror_root: Path | None = None, **changes: Any) -> Workspace:
-    """The workspace of a micro run with such changes to its TrainConfig."""
+    """Return the workspace of a micro run with these changes to its TrainConfig."""
     return Workspace(PRESET, PRESET.source, data_dir, run_dir, mirror_root).with_train_config(**changes)
 
 
 def make_stories() -> list[str]:
-    """144 stories of about twenty tokens each, all different."""
+    """Return 144 different stories of about twenty tokens each."""
     names, things, places = ("Lily", "Ben", "Mia"), ("ball", "kite", "boat", "hat"), ("park", "garden", "pond")
     return [
         f"{name} found a {colour} {thing} in the {place}. {name} was very happy."
@@ -48,7 +48,7 @@ def make_stories() -> list[str]:
 
 
 def make_data(folder: Path) -> None:
-    """Write a real data folder of those stories, with a vocabulary of 300."""
+    """Write a real data folder with these stories and a vocabulary of 300."""
     stories = make_stories()
     tokenizer = train_tokenizer(stories, MODEL.vocab_size)
     save_tokenizer(tokenizer, folder / "tokenizer.json")
@@ -57,7 +57,7 @@ def make_data(folder: Path) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal bit for bit, through dicts and lists."""
+    """Return whether two values, which may be nested dicts and lists, are equal bit for bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -66,14 +66,14 @@ def same(one: Any, other: Any) -> bool:
 
 
 def log_of(run_dir: Path) -> list[Row]:
-    """The rows of a run without the fields that depend on the clock or on where sessions ended."""
+    """Return the log rows of a run without the fields that depend on the clock or on where sessions ended."""
     with warnings.catch_warnings(action="ignore"):
         rows = read_log(run_dir / "loss.jsonl")
     return [{key: value for key, value in row.items() if key not in SESSION_FIELDS} for row in rows]
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not equal bit for bit in two finished runs."""
+    """Return the parts of two finished runs that are not equal bit for bit."""
     found = [] if log_of(one) == log_of(other) else ["loss.jsonl"]
     kept = ("step", "model", "optimizer", "scaler", "skipped_updates", "tokenizer_sha256", "data_sha256")
     for name, keys in (("last.pt", kept), ("final.pt", ("step", "model"))):

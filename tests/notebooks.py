@@ -1,9 +1,9 @@
-"""Keep the five notebooks in step: with the repository's name, and with what their deterministic cells print.
+"""Keep the five notebooks consistent: the name of the repository, and the outputs of deterministic cells.
 
-python tests/notebooks.py repository you/your-copy    writes the name wherever it stands: in the notebooks, in README.md
-python tests/notebooks.py refresh                     runs all five on `tiny`, stores the outputs of marked cells only
-python tests/notebooks.py strip                       drops outputs, counts and a front end's metadata, as before a commit
-python tests/notebooks.py pictures                    runs 3 and 4 on `tiny` in a browser, keeps what README.md shows of them
+python tests/notebooks.py repository you/your-copy    replace the name everywhere, in README.md too
+python tests/notebooks.py refresh                     run all five on `tiny`, and store the outputs of marked cells only
+python tests/notebooks.py strip                       remove outputs, counts and a front end's metadata, as before a commit
+python tests/notebooks.py pictures                    run 3 and 4 on `tiny` in a browser, and save README.md's pictures
 """
 
 import os
@@ -23,7 +23,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def repository() -> str:
-    """owner/name, from the one place that holds it: pyproject.toml."""
+    """Return owner/name, as given in pyproject.toml."""
     url = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     return url.removeprefix("https://github.com/")
 
@@ -31,14 +31,14 @@ def repository() -> str:
 def set_repository(name: str) -> None:
     """Replace the repository's name everywhere. Raises ValueError for a name that is not owner/name."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f"{name!r} is not owner/name, such as you/tinystories_lab")
+        raise ValueError(f"the repository is {name!r}; it must be owner/name, such as you/tinystories_lab")
     old = repository()
     for path in (*(ROOT / name for name in ("pyproject.toml", "README.md", "CITATION.cff")), *NOTEBOOKS):
         path.write_text(path.read_text(encoding="utf-8").replace(old, name), encoding="utf-8")
 
 
 def strip(paths: list[Path]) -> None:
-    """Drop what running leaves behind, except the outputs of cells tagged keep_output: nbstripout, as before a commit."""
+    """Run nbstripout as before a commit: remove all traces of a run, except outputs of cells tagged keep_output."""
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     subprocess.run([sys.executable, "-m", "nbstripout", *hooks[0]["args"], *paths], check=True)
 
@@ -53,7 +53,7 @@ def refresh() -> None:
 
 
 def pictures() -> None:
-    """Train and tell as a learner does, and keep notebooks/images/live_run.png and playground.png."""
+    """Train and generate as a learner does, and save notebooks/images/live_run.png and playground.png."""
     from browser import (
         PATIENCE,
         cell,
@@ -83,7 +83,7 @@ def pictures() -> None:
                 wait_until_all_ran(page)
                 shown = cell(page, nbformat.read(lab / "notebooks" / f"{name}.ipynb", 4), cell_id)
                 if name == "04_generate":
-                    for _ in range(15):  # to a token that could have been another
+                    for _ in range(15):  # to a token with other likely candidates
                         with changes(shown.locator(".playground-probabilities")):
                             slider(shown.locator(".playground-token")).press("ArrowRight")
                 image = {"03_train": "live_run", "04_generate": "playground"}[name]

@@ -1,4 +1,4 @@
-"""The benchmarks: they run, and what they compare with is what it is said to be."""
+"""The benchmarks run, and the chapter's model that they compare with has the right size."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def test_a_stage_prints_its_table_and_writes_it_as_json(tmp_path):
     assert all(row["ours"] > 0 and row["what"] in done.stdout for row in saved["rows"])
 
 
-def test_the_chapters_model_is_of_the_projects_size_and_starts_where_it_does(monkeypatch):
+def test_the_chapters_model_has_as_many_parameters_as_ours_and_starts_at_the_loss_of_a_uniform_guess(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     chapter = pytest.importorskip("tests.benchmarks.chapter", reason="another package called tests is installed")
     torch.manual_seed(0)

@@ -107,7 +107,7 @@ def test_inspecting_a_token_file_shows_the_bytes_that_are_there(large, tmp_path)
     assert [row["token"] for row in rows] == list(range(1, len(data) // 2)), "from start to the end of the file"
     assert b"".join(bytes.fromhex(row["bytes"]) for row in rows) == data[rows[0]["at byte"] :] == data[2:]
     assert [row["id"] for row in rows] == np.frombuffer(data, "<u2")[1:].tolist()
-    texts = [row["stands for"] for row in rows]
+    texts = [row["text"] for row in rows]
     assert texts.count(f"'{END_OF_TEXT}'") == 2 and r"'\n'" in texts
     assert [row["at byte"] for row in inspect_bin(path, large, 0, 3)] == [0, 2, 4]
 

@@ -1,4 +1,4 @@
-"""The notebooks in a real browser: JupyterLab, Chromium, and the hands of a learner. Pictures go to tests/screenshots/."""
+"""The notebooks in JupyterLab and Chromium, used as a learner uses them. Pictures go to tests/screenshots/."""
 
 import os
 import re
@@ -30,12 +30,12 @@ from kernels import SMALL, kernels_start_with
 from playwright.sync_api import expect, sync_playwright
 
 from notebooks import NOTEBOOKS, ROOT
-from tinystories_lab.analysis.ratings import GENERATED_STORIES, QUESTIONS, REAL_STORIES
-from tinystories_lab.analysis.report import format_value
+from tinystories_lab.analysis.evaluation import format_value
+from tinystories_lab.analysis.ratings import _GENERATED_STORIES, _REAL_STORIES, QUESTIONS
 from tinystories_lab.files import read_log, read_rows
 
-STORIES = GENERATED_STORIES + REAL_STORIES
-REQUIRED = os.environ.get("TINYSTORIES_LAB_BROWSER") == "required"  # as in CI: nothing is skipped
+STORIES = _GENERATED_STORIES + _REAL_STORIES
+REQUIRED = os.environ.get("TINYSTORIES_LAB_BROWSER") == "required"  # as in CI, where no test may be skipped
 pytestmark = pytest.mark.skipif(
     not find_chromium() and not REQUIRED, reason="no Chromium here (on Debian: apt-get install chromium)"
 )
@@ -51,7 +51,7 @@ for stage in pipeline.STAGES.values():
 
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
-    """A folder with copies of the notebooks beside a finished run, and one with its data alone, not yet trained on."""
+    """Two copies of the notebooks, one beside a finished run and one beside its data alone."""
     home = tmp_path_factory.mktemp("learner")
     for workspace in ("finished", "untrained"):
         shutil.copytree(ROOT / "notebooks", home / workspace / "notebooks")
@@ -81,21 +81,21 @@ def chromium():
 def page(chromium):
     context = chromium.new_context(viewport={"width": 1200, "height": 900})
     context.set_default_timeout(PATIENCE)
-    context.route("https://**", lambda route: route.abort())  # badges and news: no test reaches out
+    context.route("https://**", lambda route: route.abort())  # badges and news: no test uses the network
     expect.set_options(timeout=PATIENCE)
     yield context.new_page()
     context.close()
 
 
 def check_on_a_phone(page, address, path):
-    """That nothing must be scrolled sideways; keeps a picture of the whole notebook."""
+    """Check that nothing must be scrolled sideways, and save a picture of the whole notebook."""
     reopen_on_a_phone(page, address, path)
     take_picture(page, f"{Path(path).stem}_on_a_phone")
     assert too_wide(page) == []
 
 
 @pytest.mark.parametrize("name", ["01_prepare", "02_tokenizer"])
-def test_stories_and_tokens_are_looked_at_on_a_phone(page, address, name):
+def test_the_first_two_notebooks_run_and_fit_on_a_phone(page, address, name):
     path = f"finished/notebooks/{name}.ipynb"
     open_notebook(page, address, path)
     run(page, "Run All Cells")
@@ -109,7 +109,7 @@ def test_stories_and_tokens_are_looked_at_on_a_phone(page, address, name):
     check_on_a_phone(page, address, path)
 
 
-def test_training_stopped_by_hand_goes_on_where_it_was_when_the_cell_is_run_again(page, address, learner):
+def test_training_stopped_by_hand_resumes_when_the_cell_is_run_again(page, address, learner):
     path = "untrained/notebooks/03_train.ipynb"
     open_notebook(page, address, path)
     training = cell(page, READ["03_train"], "train-loop")
@@ -135,7 +135,7 @@ def test_training_stopped_by_hand_goes_on_where_it_was_when_the_cell_is_run_agai
     check_on_a_phone(page, address, path)
 
 
-def test_the_playground_reshapes_probabilities_and_generates_a_story_that_stop_ends(page, address):
+def test_the_playground_changes_probabilities_and_stop_ends_a_story(page, address):
     path = "finished/notebooks/04_generate.ipynb"
     open_notebook(page, address, path)
     run(page, "Run All Cells")
@@ -162,12 +162,12 @@ def test_the_playground_reshapes_probabilities_and_generates_a_story_that_stop_e
     lengths = []
     for _ in range(3):
         with changes(part["story"]):
-            pass  # it goes on by itself
+            pass  # the story grows by itself
         lengths.append(len(part["story"].inner_text()))
     page.screenshot(path=SCREENSHOTS / "04_generating.png")
     part["stop"].click()
     expect(part["status"]).to_contain_text("You stopped it.")
-    assert lengths == sorted(set(lengths)), "the story should grow from look to look"
+    assert lengths == sorted(set(lengths)), "the story should be longer at each look"
     assert 0 < int(re.search(r"(\d+) tokens", part["status"].inner_text())[1]) < 500
     expect(part["generate"]).to_be_enabled()
 
@@ -193,11 +193,11 @@ def test_stories_are_rated_blind_and_averaged(page, address, learner):
     form = cell(page, READ["05_retrospective"], "rate-form")
     part = {name: form.locator(f".rating-{name}") for name in ("progress", "story", "next", *QUESTIONS)}
     part["next"].click()
-    expect(form).to_contain_text("not saved: ")  # nothing was rated yet
+    expect(form).to_contain_text("not saved: ")  # nothing has been rated yet
     for number in range(1, STORIES + 1):
         expect(part["progress"]).to_contain_text(f"story {number} of {STORIES}")
         for question, mark in zip(QUESTIONS, marks_of(number), strict=True):
-            for _ in range(mark + 1):  # from no mark on
+            for _ in range(mark + 1):  # the slider starts one step below 0, at no mark
                 slider(part[question]).press("ArrowRight")
             expect(part[question].locator(".widget-readout")).to_have_text(str(mark))
         if number == 4:
@@ -205,6 +205,10 @@ def test_stories_are_rated_blind_and_averaged(page, address, learner):
         part["next"].click()
     expect(part["progress"]).to_contain_text(f"All {STORIES} stories are rated")
     take_picture(page, "05_rated_and_averaged", form)
+
+    numbers = part["story"].locator("td").filter(has_text=re.compile(r"^\d[\d.]*$"))
+    aligned = numbers.evaluate_all("cells => cells.map(cell => getComputedStyle(cell).textAlign)")
+    assert aligned == ["right"] * 18, "mean, spread and count for three questions and two authors"
 
     rows = read_rows(learner / "finished" / "runs" / "toyland-tiny" / "ratings.jsonl")
     assert [[row[question] for question in QUESTIONS] for row in rows] == [
@@ -217,5 +221,5 @@ def test_stories_are_rated_blind_and_averaged(page, address, learner):
 
 
 def marks_of(number):
-    """What is given to a story, for grammar, coherence and fun."""
+    """Return the marks for a story: grammar, coherence and fun."""
     return 5, number % 6, 0

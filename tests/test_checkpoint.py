@@ -281,7 +281,7 @@ def test_damaged_checkpoints_give_way_to_the_newest_that_can_be_read_and_are_nam
         assert latest_checkpoint(run_checkpoints(tmp_path))[0] == files[1]
     assert [re.search(r"\w+\.pt", str(warning.message))[0] for warning in warned] == ["last.pt", "step_00005.pt"]
     files[1].write_bytes(b"not a checkpoint")
-    none_left = r"can be read \(.*last\.pt, .*step_00005\.pt, .*step_00002\.pt\): move them away"
+    none_left = r"none of the run's checkpoints .*\(.*last\.pt, .*step_00005\.pt, .*step_00002\.pt\)"
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=none_left):
         latest_checkpoint(run_checkpoints(tmp_path))
 

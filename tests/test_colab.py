@@ -1,9 +1,10 @@
-"""The boundary to Colab and Drive: a folder stands in for the mounted Drive, a module for google.colab."""
+"""The boundary to Colab and Drive: a folder stands in for the mounted Drive, a mock for google.colab."""
 
 import shutil
 import sys
-import types
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import micro
 import pytest
@@ -15,33 +16,16 @@ from tinystories_lab.notebook import colab
 from tinystories_lab.run import PRESETS, save_config
 
 
-class FakeDrive:
-    """What `from google.colab import drive` gives: mounting makes MyDrive appear, flushing is recorded."""
-
-    def __init__(self, path):
-        self.path, self.calls, self.refuses = path, [], False
-
-    def mount(self, path, force_remount):
-        self.calls.append(("mount", path, force_remount))
-        if self.refuses:
-            raise ValueError("mount failed")
-        (self.path / "MyDrive").mkdir(parents=True, exist_ok=True)
-
-    def flush_and_unmount(self):
-        self.calls.append(("flush",))
-
-
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
-    """A Colab machine whose workspace is `here`, with an empty Drive to mount."""
-    fake = FakeDrive(tmp_path / "drive")
-    google = types.ModuleType("google.colab")
-    google.drive = fake
-    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
-    monkeypatch.setitem(sys.modules, "google.colab", google)
-    monkeypatch.setattr(colab, "_DRIVE", tmp_path / "drive")
+    """`google.colab.drive` on a Colab machine whose workspace is `here`: mounting makes MyDrive appear."""
+    drive, my_drive = Mock(), tmp_path / "drive" / "MyDrive"
+    drive.mount.side_effect = lambda *_, **__: my_drive.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setitem(sys.modules, "google", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=drive))
+    monkeypatch.setattr(colab, "_DRIVE", my_drive.parent)
     monkeypatch.setenv(colab._WORKSPACE_VARIABLE, str(tmp_path / "here"))
-    return fake
+    return drive
 
 
 @pytest.fixture
@@ -55,9 +39,7 @@ def open_lab(drive, monkeypatch, stories, tmp_path):
 
 def train_until(lab, step):
     rows = pipeline.train_run(lab)
-    for row in rows:
-        if row["step"] >= step:
-            break
+    next(row for row in rows if row["step"] >= step)
     rows.close()
 
 
@@ -71,16 +53,15 @@ def lose_the_machine(lab):
     shutil.rmtree(lab.run_dir.parents[1])
 
 
-def test_on_a_new_machine_data_and_run_are_restored_and_training_continues(open_lab, drive, capsys):
+def test_on_a_new_machine_data_and_run_are_restored_and_training_continues(open_lab, capsys):
     lab = open_lab()
-    assert lab.mirror_root == drive.path / "MyDrive" / "tinystories_lab"
+    assert lab.mirror_root == colab._DRIVE / "MyDrive" / "tinystories_lab"
     prepare_and_train_until(lab, 6)
     data = (lab.data_dir / "train.bin").read_bytes()
     lose_the_machine(lab)
 
-    capsys.readouterr()
     again = open_lab()
-    assert again == lab and f"restored the run from {drive.path}" in capsys.readouterr().out
+    assert again == lab and f"restored the run from {colab._DRIVE}" in capsys.readouterr().out
     assert load_checkpoint(lab.run_dir / "last.pt")["step"] == 6
     assert (lab.data_dir / "train.bin").read_bytes() == data
     train_until(again, 12)
@@ -91,43 +72,38 @@ def test_on_a_new_machine_data_and_run_are_restored_and_training_continues(open_
 def test_data_that_is_not_on_drive_is_made_again_and_refused_if_it_is_not_the_same(open_lab, stories, tmp_path, capsys):
     lab = open_lab()
     prepare_and_train_until(lab, 6)
-    lose_the_machine(lab)
-    shutil.rmtree(lab.mirror_root / "data")
-    again = open_lab()
-    assert "the run's data is not on the mirror: making it again" in capsys.readouterr().out
-    train_until(again, 9)
-    assert read_log(lab.run_dir / "loss.jsonl")[-1]["step"] == 9
-
-    lose_the_machine(lab)
-    shutil.rmtree(lab.mirror_root / "data")
-    (tmp_path / "stories.txt").write_text("\n\n".join(stories[::-1]))
-    again = open_lab()
+    for step, texts in ((9, stories), (12, stories[::-1])):
+        lose_the_machine(lab)
+        shutil.rmtree(lab.mirror_root / "data")
+        (tmp_path / "stories.txt").write_text("\n\n".join(texts))
+        again = open_lab()
+        assert "the run's data is not on the mirror: making it again" in capsys.readouterr().out
+        if step == 9:
+            train_until(again, step)
+            assert read_log(lab.run_dir / "loss.jsonl")[-1]["step"] == step
     with pytest.raises(ValueError, match=r"belongs to another run \(.*data \w{12} there, \w{12} here\)"):
-        train_until(again, 12)
+        train_until(again, step)
 
 
 def test_a_run_that_never_reached_drive_starts_from_the_beginning(open_lab, drive):
     lab = open_lab()
-    assert drive.calls == [("mount", str(drive.path), True)]
+    assert drive.mount.mock_calls == [call(str(colab._DRIVE), force_remount=True)]
     assert not lab.run_dir.exists() and not lab.mirror_root.exists()
 
 
-def test_if_drive_is_not_mounted_there_is_a_warning_and_the_lab_works_without_it(open_lab, drive):
-    drive.refuses = True
+def test_if_mounting_fails_the_lab_warns_and_works_without_drive_unless_it_was_mounted_before(open_lab, drive):
+    drive.mount.side_effect = ValueError("mount failed")
     with pytest.warns(UserWarning, match=r"Drive was not mounted \(mount failed\): if this machine is taken away"):
         lab = open_lab()
     assert lab.mirror_root is None
     prepare_and_train_until(lab, 3)
     colab.close_workspace(lab)
-    assert not drive.path.exists()
+    assert not colab._DRIVE.exists()
 
-
-def test_a_drive_that_was_mounted_before_is_used_even_if_mounting_again_fails(open_lab, drive):
-    (drive.path / "MyDrive").mkdir(parents=True)
-    drive.refuses = True
+    (colab._DRIVE / "MyDrive").mkdir(parents=True)
     with pytest.warns(UserWarning, match="Drive was not mounted"):
         assert open_lab().mirror_root
-    assert drive.calls == [("mount", str(drive.path), False)]
+    assert drive.mount.call_args == call(str(colab._DRIVE), force_remount=False)
 
 
 def test_closing_copies_what_came_after_training_and_offers_the_flush(open_lab, drive, capsys):
@@ -139,9 +115,9 @@ def test_closing_copies_what_came_after_training_and_offers_the_flush(open_lab, 
     assert copy.read_text() == '{"when": "after"}\n'
     printed = capsys.readouterr().out
     assert "mirrored to step 12" in printed and "call close_workspace(lab, flush=True)" in printed
-    assert ("flush",) not in drive.calls
+    assert not drive.flush_and_unmount.called
     colab.close_workspace(lab, flush=True)
-    assert drive.calls[-1] == ("flush",)
+    assert drive.flush_and_unmount.called
 
 
 def test_at_home_nothing_is_mounted_and_closing_prints_nothing(tmp_path, monkeypatch, capsys):
@@ -162,26 +138,21 @@ def test_later_notebooks_use_the_source_that_was_chosen_last(tmp_path, monkeypat
     assert colab.open_workspace("tiny").data_dir == tmp_path / "data" / "toyland-tiny"
 
 
-def test_a_new_machine_uses_the_source_of_the_newest_run_on_drive(open_lab, drive):
+def test_a_new_machine_uses_the_source_of_the_newest_run_on_drive_unless_it_is_a_built_in_one(open_lab):
     lab = open_lab()
     prepare_and_train_until(lab, 1)
     lose_the_machine(lab)
     again = colab.open_workspace("tiny", use_drive=True)
     assert again == lab and (again.run_dir / "last.pt").exists()
     lose_the_machine(lab)
-    (lab.mirror_root / "runs" / lab.run_dir.name / "config.yaml").write_text("train: {")
+    runs = lab.mirror_root / "runs"
+    (runs / lab.run_dir.name / "config.yaml").write_text("train: {")
     assert colab.open_workspace("tiny", use_drive=True).source == "toyland", "an incomplete copy is ignored"
+    save_config(replace(colab.open_workspace("book", use_drive=True), run_dir=runs / "tinystories-book"))
+    assert colab.open_workspace("tiny", use_drive=True).source == "toyland", "the preset has its own"
 
 
-def test_on_a_new_machine_a_run_of_a_named_source_leaves_the_choice_to_the_preset(drive):
-    lab = colab.open_workspace("book", use_drive=True)
-    save_config(replace(lab, run_dir=lab.mirror_root / "runs" / "tinystories-book"))
-    assert colab.open_workspace("tiny", use_drive=True).source == "toyland"
-
-
-def test_the_workspace_is_the_current_folder_or_its_parent_in_notebooks_and_outside_the_clone_on_colab(
-    tmp_path, monkeypatch
-):
+def test_the_workspace_is_the_current_folder_or_that_of_notebooks_and_on_colab_outside_the_clone(tmp_path, monkeypatch):
     monkeypatch.delenv(colab._WORKSPACE_VARIABLE)
     (tmp_path / "notebooks").mkdir()
     for here in (tmp_path, tmp_path / "notebooks"):

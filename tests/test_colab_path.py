@@ -1,4 +1,4 @@
-"""The path of a Colab learner through all five notebooks, over three machines: one is taken away, two begin empty."""
+"""A Colab learner runs all five notebooks on three machines: the first is taken away, the others start empty."""
 
 import os
 import re
@@ -13,14 +13,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from notebooks import NOTEBOOKS, ROOT, repository
-from tinystories_lab.durability.mirror import _RUN_FILES, DATA_FILES, MIRROR_SLOTS
+from tinystories_lab.durability.mirror import _MIRROR_SLOTS, _RUN_FILES, DATA_FILES
 
 COLAB = """
 from pathlib import Path
 from tinystories_lab.notebook import colab
 colab._COLAB_ROOT, colab._DRIVE = Path({content!r}, "tinystories_lab"), Path({content!r}, "drive")
 """
-# google.colab.drive: the mount goes with the machine, what is stored there stays.
+# google.colab.drive: the mount is lost with the machine, and the stored files stay.
 DRIVE = """
 from pathlib import Path
 
@@ -32,18 +32,18 @@ def mount(mountpoint, force_remount=False):
 def flush_and_unmount():
     Path({content!r}, "drive", "MyDrive").unlink()
 """
-# A machine taken away in training, once something is on Drive: not between steps or saves, but whenever it happens.
+# The machine is taken away during training, once a checkpoint is on Drive, at a moment that no step or save determines.
 TAKEN_AWAY = """
 import os, signal, threading, time
 
-def says(path, text):
+def contains(path, text):
     return path.exists() and text in path.read_text()
 
 def wait_for_the_end():
     run = Path("runs", "toyland-tiny")
     while not (
-        says(colab._COLAB_ROOT / run / "loss.jsonl", '"step": 90')
-        and says(colab._DRIVE / "MyDrive" / "tinystories_lab" / run / "manifest.json", '"step"')
+        contains(colab._COLAB_ROOT / run / "loss.jsonl", '"step": 90')
+        and contains(colab._DRIVE / "MyDrive" / "tinystories_lab" / run / "manifest.json", '"step"')
     ):
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -64,7 +64,7 @@ esac
 
 
 class Learner:
-    """Runs notebooks as they stand, in kernels whose /content, Drive, git and pip are stand-ins below `folder`."""
+    """Runs the notebooks in kernels whose /content, Drive, git and pip are stand-ins below `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.content, self.storage, self.log = folder / "content", folder / "storage", folder / "installed.log"
@@ -88,7 +88,7 @@ class Learner:
         self.content.mkdir()
 
     def opens(self, name: str, *scripts: str) -> str:
-        """Run all cells of a notebook; returns all that it said."""
+        """Run all cells of a notebook. Return all of their output."""
         self.machines += 1
         here = COLAB.format(content=str(self.content))
         environment = kernels_start_with(self.folder / f"ipython-{self.machines}", SMALL, here, *scripts)
@@ -119,64 +119,69 @@ def learner(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first_machine(learner):
-    """Notebooks 1 to 3; it is taken away in training, with all files."""
+    """Run notebooks 1 to 3. The machine is taken away during training, with all of its files."""
     learner.new_machine()
-    said = [learner.opens("01"), learner.opens("02")]
+    output = [learner.opens("01"), learner.opens("02")]
     with pytest.raises(DeadKernelError):
         learner.opens("03", TAKEN_AWAY)
-    return said, learner.log.read_text()
+    return output, learner.log.read_text()
 
 
 @pytest.fixture(scope="module")
 def second_machine(learner, first_machine):
-    """Notebooks 3 to 5, on an empty one."""
+    """Run notebooks 3 to 5 on an empty machine."""
     learner.new_machine()
     return [learner.opens("03"), learner.opens("04"), learner.opens("05")], learner.on_drive()
 
 
 @pytest.fixture(scope="module")
 def third_machine(learner, second_machine):
-    """Another day, on another empty one: the last notebook alone."""
+    """Run the last notebook alone, on another empty machine."""
     learner.new_machine()
     return learner.opens("05"), learner.on_drive()
 
 
-def test_the_set_up_cell_clones_once_and_installs_beside_what_colab_ships(learner, first_machine):
-    said, log = first_machine
+def test_the_set_up_cell_clones_once_and_replaces_nothing_that_colab_ships(learner, first_machine):
+    output, log = first_machine
     assert (
-        "installed tinystories_lab into Colab's Python" in said[0] and "nothing that Colab ships was changed" in said[0]
+        "installed tinystories_lab into Colab's Python" in output[0]
+        and "nothing that Colab ships was changed" in output[0]
     )
-    assert "colab_setup.sh" not in said[1], "once a machine is enough"
+    assert "colab_setup.sh" not in output[1], "once per machine is enough"
     clone, listed, installed = log.splitlines()
     assert clone == f"git clone --quiet --depth 1 https://github.com/ada/my-copy {learner.content}/lab"
     assert listed.startswith("pip list") and installed.startswith("pip install --quiet --constraint ")
 
 
-def test_a_machine_taken_away_in_training_costs_minutes_on_the_next_one(second_machine):
+def test_after_the_machine_is_taken_away_training_resumes_on_the_next_one(second_machine):
     (training, *_), _ = second_machine
     assert "restored the run from " in training
     resumed = re.search(r"resumed at step (\d+), saved \d+ minutes ago", training)
     assert 0 < int(resumed[1]) < 150
-    assert re.search(r">mirrored</div><b>to step \d+", training), "while it trains"
-    assert "mirrored to step 150" in training and "flush=True" in training, "at its end"
+    assert re.search(r">mirrored</div><b>to step \d+", training), "during training"
+    assert "mirrored to step 150" in training and "flush=True" in training, "at the end"
 
 
 def test_the_other_notebooks_find_the_run_on_the_same_machine(second_machine):
     (_, generate, retrospective), _ = second_machine
-    assert not any("restored the run from" in said for said in (generate, retrospective))
+    assert not any("restored the run from" in output for output in (generate, retrospective))
     assert "mirrored to step 150" in generate
 
 
-def test_the_last_notebook_opens_first_on_an_empty_machine_and_is_served_from_drive(third_machine):
-    said, _ = third_machine
-    assert "restored the run from " in said and "mirrored to step 150" in said
+def test_on_an_empty_machine_the_last_notebook_restores_the_run_from_drive(third_machine):
+    output, _ = third_machine
+    assert "restored the run from " in output and "mirrored to step 150" in output
 
 
-def test_drive_holds_the_same_few_files_whatever_happened(second_machine, third_machine):
+def test_drive_has_the_same_few_files_after_each_machine(second_machine, third_machine):
     _, before = second_machine
     _, after = third_machine
     assert before == after
     data, run = (f"tinystories_lab/{kind}/toyland-tiny/" for kind in ("data", "runs"))
     few = {data + name for name in (*DATA_FILES, "manifest.json")}
-    few |= {run + name for name in (*_RUN_FILES, *MIRROR_SLOTS, *MIRROR_SLOTS.values(), "manifest.json", "writer.json")}
-    assert few - set(after) == {run + "ratings.jsonl"} and set(after) <= few, "all but the ratings, which nobody gave"
+    few |= {
+        run + name for name in (*_RUN_FILES, *_MIRROR_SLOTS, *_MIRROR_SLOTS.values(), "manifest.json", "writer.json")
+    }
+    assert few - set(after) == {run + "ratings.jsonl"} and set(after) <= few, (
+        "all files except the ratings, because nobody rated a story"
+    )

@@ -1,4 +1,4 @@
-"""The same five stages from a shell: what they leave, what they say, and how they end."""
+"""The five stages from a shell: their files, their output, and their exit status."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ DATA, RUN = Path("data", "stories-micro"), Path("runs", "stories-micro")
 
 @pytest.fixture(scope="module", autouse=True)
 def micro_preset(model_config, train_config):
-    """`--preset micro` trains twelve steps on a file stories.txt of the current folder."""
+    """`--preset micro` trains twelve steps on the file stories.txt in the current folder."""
     model = replace(model_config, n_layer=1, d_model=16)  # twenty stories are generated in every run
     preset = Preset("micro", "stories.txt", None, 1_000, None, 20, model, train_config)
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +44,7 @@ def micro_preset(model_config, train_config):
 
 
 def command(*arguments):
-    """Run a command line in the current folder; returns its exit status, output and errors."""
+    """Run a command line in the current folder. Return its exit status, output and errors."""
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), warnings.catch_warnings():
         status = main([*arguments, "--preset", "micro"])
@@ -53,7 +53,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def finished(stories, tmp_path_factory):
-    """A folder in which `run` has ended, and what it printed; made once, so leave it as it is."""
+    """A folder in which `run` has finished, and its exit status and output. Made once, so do not change it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "stories.txt").write_text("\n\n".join(stories))
     with contextlib.chdir(folder):
@@ -75,7 +75,7 @@ def assert_same_model(one, other):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_run_ends_well_with_the_files_of_all_five_stages(finished):
+def test_run_exits_0_and_writes_the_files_of_all_five_stages(finished):
     folder, status, _, _ = finished
     assert status == 0
     assert {path.name for path in (folder / DATA).iterdir()} == {
@@ -104,7 +104,7 @@ def test_run_keeps_ten_stories_from_before_and_after_training(finished):
     assert samples[0]["story"] != samples[10]["story"], "training changed nothing"
 
 
-def test_the_stories_from_before_are_those_of_the_weights_that_training_starts_from(finished):
+def test_the_stories_before_training_are_generated_with_the_initial_weights(finished):
     start = new_model(PRESETS["micro"].model, PRESETS["micro"].train.seed)
     first = read_rows(finished[0] / RUN / "samples.jsonl")[0]
     assert first["story"] == generate(
@@ -132,7 +132,7 @@ def test_run_prints_the_report_and_ends_with_five_stories(finished):
     assert output.endswith("five stories:\n" + "\n\n".join(stories[:5]) + "\n")
 
 
-def test_run_is_the_default_and_a_second_one_trains_no_more(finished, here):
+def test_run_is_the_default_and_a_second_run_does_not_train_again(finished, here):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
     samples = (here / RUN / "samples.jsonl").read_text()
     marked = samples.replace('"when": "before"', '"when": "before", "note": "not generated again"')
@@ -143,7 +143,7 @@ def test_run_is_the_default_and_a_second_one_trains_no_more(finished, here):
     after = files(here / RUN) | files(here / DATA)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed <= {"config.yaml", "loss_curve.png", "loss_by_tokens.png", "report.md"}, (
-        "only the list of sessions grows, and the look back is made again"
+        "only the list of sessions grows, and the retrospective is made again"
     )
     assert len(load_config(here / RUN)["sessions"]) == 2
 
@@ -157,14 +157,14 @@ def test_run_is_the_default_and_a_second_one_trains_no_more(finished, here):
         ("retrospective", "run 03_train (or `train` in the shell) first"),
     ],
 )
-def test_a_stage_before_its_predecessor_says_which_to_run(here, stage, sentence):
+def test_a_stage_without_its_predecessor_names_the_stage_to_run_first(here, stage, sentence):
     status, output, errors = command(stage)
     assert status == 1
     assert errors.rstrip().endswith(sentence) and "Traceback" not in errors + output
     assert not list(here.rglob("*.pt"))
 
 
-def test_the_stages_one_by_one_leave_what_run_leaves(finished, here):
+def test_the_stages_one_by_one_write_the_same_files_as_run(finished, here):
     shutil.copy(finished[0] / "stories.txt", here)
     assert [command(stage)[0] for stage in STAGES] == [0, 0, 0, 0, 0]
     whole, single = files(finished[0] / RUN), files(here / RUN)
@@ -202,7 +202,7 @@ def test_folders_may_have_other_names(finished, here):
         (["--preset", "micro", "--run", "../elsewhere"], "the run name is '../elsewhere'"),
     ],
 )
-def test_what_cannot_be_done_exits_1_with_one_sentence(here, capsys, arguments, sentence):
+def test_an_impossible_request_exits_1_with_one_sentence(here, capsys, arguments, sentence):
     assert main(arguments) == 1
     errors = capsys.readouterr().err
     assert sentence in errors and "Traceback" not in errors
@@ -253,7 +253,7 @@ def test_ctrl_c_before_training_keeps_the_finished_stages(finished, here, monkey
     assert command("tokenizer")[0] == 0
 
 
-def test_fresh_starts_anew_and_keeps_the_old_run_beside_it(finished, here):
+def test_fresh_starts_again_and_keeps_the_old_run_beside_it(finished, here):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
     before = files(here / RUN)
     status, output, _ = command("train", "--fresh")
@@ -264,13 +264,13 @@ def test_fresh_starts_anew_and_keeps_the_old_run_beside_it(finished, here):
     assert_same_model(here / RUN, finished[0] / RUN)
 
 
-def test_fresh_without_an_old_run_just_starts(finished, here):
+def test_fresh_without_an_old_run_simply_starts(finished, here):
     shutil.copytree(finished[0] / DATA, here / DATA)
     status, output, _ = command("train", "--fresh")
     assert status == 0 and "moved aside" not in output
 
 
-def test_with_a_mirror_run_and_data_come_back_to_an_empty_folder(finished, here, monkeypatch):
+def test_run_and_data_are_restored_from_the_mirror_to_an_empty_folder(finished, here, monkeypatch):
     (here / "disk").mkdir()
     (here / "first").mkdir()
     shutil.copy(finished[0] / "stories.txt", here / "first")
@@ -287,13 +287,13 @@ def test_with_a_mirror_run_and_data_come_back_to_an_empty_folder(finished, here,
         assert read_rows(RUN / "samples.jsonl") == read_rows(finished[0] / RUN / "samples.jsonl")
 
 
-def test_a_mirror_on_a_disk_that_is_not_there_exits_1(finished, here):
+def test_a_mirror_on_a_missing_disk_exits_1(finished, here):
     shutil.copy(finished[0] / "stories.txt", here)
     status, _, errors = command("run", "--mirror", "no disk/lab")
     assert status == 1 and "that disk is not there: mount it again" in errors and not (here / "no disk").exists()
 
 
-def test_a_run_with_another_config_is_refused_and_its_record_stays(finished, here, monkeypatch):
+def test_a_run_with_another_config_is_refused_and_its_files_do_not_change(finished, here, monkeypatch):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
     before = files(here / RUN)
     other = replace(PRESETS["micro"], train=replace(PRESETS["micro"].train, seed=5))
@@ -333,7 +333,7 @@ def test_a_run_that_diverges_exits_1_and_says_what_to_change(finished, here, mon
     assert status == 1 and "at step 1 the loss is nan" in errors and errors.rstrip().endswith("a lower peak_lr")
 
 
-def test_warnings_are_notes_without_code(finished, here):
+def test_warnings_are_printed_as_notes_without_source_code(finished, here):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
     (here / RUN / "last.pt").write_bytes(b"torn")
     status, _, errors = command("train")
@@ -367,7 +367,7 @@ def test_help_lists_all_stages_and_options(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_export_writes_a_folder_that_loads_and_says_how_to_share_it(finished, tmp_path, monkeypatch):
+def test_export_writes_a_folder_that_can_be_loaded_and_says_how_to_share_it(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     status, output, _ = command("export")

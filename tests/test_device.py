@@ -206,3 +206,24 @@ def test_several_processes_can_only_train(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command_line.main(["prepare"])
     assert "2 processes can only train: run prepare without torchrun" in capsys.readouterr().err
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def spin_count(**environment):
+    """GOMP_SPINCOUNT after importing the package in a fresh process, and whether PyTorch was imported by then."""
+    code = "import os, sys, tinystories_lab; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=clean | environment, capture_output=True, text=True).stdout.split()
+
+
+def test_importing_the_package_shortens_the_spinning_of_threads_before_pytorch_is_imported():
+    count, torch_is_there = spin_count()
+    assert 0 < int(count) < 300_000 and torch_is_there == "False"
+
+
+def test_how_threads_wait_stays_as_the_user_has_set_it():
+    assert spin_count(GOMP_SPINCOUNT="7")[0] == "7"
+    assert spin_count(OMP_WAIT_POLICY="active")[0] == "None"

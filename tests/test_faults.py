@@ -1,4 +1,4 @@
-"""A run that cannot be lost: what the fault harness (tests/faults.py) found, in a process that conftest.py starts."""
+"""No fault ends a run: the results of the fault harness, tests/faults.py, which conftest.py starts."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from faults import CONFIG, FAULTS
 
 @pytest.fixture(scope="module")
 def table(request):
-    """What the harness found: for each fault the times it was tried, the most steps lost, and whether all ended equal."""
+    """The results: for each fault, how often it was tried, the most steps lost, and whether all runs ended equal."""
     harness = request.config.harness
     output, errors = harness.communicate(timeout=600 + 10 * request.config.getoption("kills"))
     assert harness.returncode == 0, output + errors[-3_000:]
@@ -20,38 +20,38 @@ def table(request):
     return {fault: (int(times), int(lost), equal == "yes") for fault, times, lost, equal in lines}
 
 
-def test_its_one_thread_and_its_path_are_its_own_and_not_the_other_tests():
+def test_importing_the_harness_does_not_change_the_environment_of_other_tests():
     look = "import os; before = dict(os.environ); import faults; assert dict(os.environ) == before"
     without = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
     subprocess.run([sys.executable, "-c", look], cwd=Path(__file__).parent, env=without, check=True)
 
 
-def test_after_every_fault_the_run_ends_bit_for_bit_as_if_nothing_had_happened(table):
+def test_after_every_fault_the_finished_run_equals_an_uninterrupted_one_bit_for_bit(table):
     assert len(table) == len(FAULTS)
     for fault, (times, _, equal) in table.items():
         assert equal and times > 0, fault
 
 
-def test_as_many_processes_were_killed_as_asked(table, request):
-    killed = [times for fault, (times, *_) in table.items() if "SIGKILL" in fault or "the same" in fault]
+def test_as_many_processes_are_killed_as_requested(table, request):
+    killed = [times for fault, (times, *_) in table.items() if "SIGKILL" in fault]
     assert len(killed) == 4 and sum(killed) >= request.config.getoption("kills")
 
 
-def test_a_kill_costs_at_most_the_steps_since_the_last_save(table):
+def test_a_kill_loses_at_most_the_steps_since_the_last_save(table):
     for fault, (_, lost, _) in table.items():
-        if "SIGKILL" in fault and "machine" not in fault:
+        if "SIGKILL" in fault and "machine" not in fault and "background" not in fault:
             assert lost <= CONFIG.save_every, fault
-        if "thread" in fault:  # the newest may not have been written yet
+        if "background" in fault:  # the newest save may not have been written yet
             assert lost <= 2 * CONFIG.save_every, fault
 
 
-def test_what_the_log_said_to_be_mirrored_comes_back_to_a_new_machine(table):
+def test_every_step_reported_as_mirrored_is_restored_on_a_new_machine(table):
     for fault, (_, lost, _) in table.items():
-        if "then the machine" in fault or "SIGKILL, and the machine" in fault:
+        if "then the machine" in fault or "loss of the machine" in fault:
             assert lost == 0, fault
 
 
-def test_a_signal_that_asks_and_a_torn_log_cost_nothing(table):
+def test_termination_signals_and_a_log_that_was_cut_off_lose_no_step(table):
     for fault, (_, lost, _) in table.items():
         if fault.startswith(("SIGTERM", "SIGINT", "SIGHUP", "the log")):
             assert lost == 0, fault

@@ -17,7 +17,6 @@ def legend_of(axes):
 def test_a_figure_has_a_title_and_a_labelled_axis_and_can_be_drawn():
     for figure in (
         figures.histogram([1, 2, 2, 300], "How many?", "words", 2, "median"),
-        figures.histogram([0.5], "How many?", "ratio"),
         figures.points({258: 1.0, 8_000: 4.1}, "Bytes", "tokens", "bytes"),
         figures.coverage([3]),
         figures.probabilities_at_temperatures({0.8: PROBABILITIES[:2]}),
@@ -30,7 +29,9 @@ def test_a_figure_has_a_title_and_a_labelled_axis_and_can_be_drawn():
 
 def test_a_histogram_counts_every_value_once():
     values = [60, 61, 75, 75, 180]
-    assert sum(bar.get_height() for bar in figures.histogram(values, "", "").axes[0].patches) == len(values)
+    assert sum(bar.get_height() for bar in figures.histogram(values, "", "", 75, "median").axes[0].patches) == len(
+        values
+    )
 
 
 def test_points_have_their_height_written_above():

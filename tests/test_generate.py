@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro import MODEL
 
+from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.generate import (
     context_window,
     generate,
@@ -242,7 +243,7 @@ def test_a_story_begins_with_its_prompt_or_after_the_end_of_the_text_and_comes_w
     filters = {"temperature": 0.5, "top_k": 20, "top_p": 0.9}
     rows = generate_batch(model, tokenizer, ["Lily found", ""], 12, *filters.values(), seeds=[3, 2])
     for row, prompt, ids, seed in zip(rows, ("Lily found", ""), (None, [0]), (3, 2), strict=True):
-        new = list(stream(model, ids or tokenizer.encode(prompt).ids, 12, *filters.values(), seed, stop_id=0))
+        new = list(stream(model, ids or tokenizer.encode(prompt).ids, 12, *filters.values(), seed=seed, stop_id=0))
         generated = {"prompt": prompt, "story": prompt + tokenizer.decode(new).rstrip("\ufffd"), "ended": len(new) < 12}
         assert row == generated | filters | {"seed": seed, "max_new_tokens": 12}
         assert generate(model, tokenizer, prompt, 12, **filters, seed=seed) == row["story"]
@@ -272,3 +273,7 @@ def test_a_story_has_ended_if_the_model_says_so(tokenizer):
         certain = Certain(tokenizer.token_to_id(token) if token else token)
         (row,) = generate_batch(certain, tokenizer, [prompt], 5)
         assert (row["ended"], row["story"]) == (ended, story)
+
+
+def test_the_five_prompts_are_the_chapters():
+    assert len(PROMPTS) == 5 and PROMPTS[0] == "Once upon a time" and PROMPTS[4] == "There was a kind"

@@ -191,8 +191,8 @@ def test_missing_and_damaged_files_say_what_writes_them(tmp_path):
     [
         ({"tokens": 1_234}, "was written with 1,234 tokens, but it has 100"),
         ({"tokens": 99}, "was written with 99 tokens, but it has 100"),
-        ({"dtype": "uint32"}, "was written with uint32 ids, and only uint16 can be read"),
-        ({"vocab_size": 1_001}, "was written with a vocabulary of 1,001 tokens, the model has 1,000"),
+        ({"dtype": "uint32"}, "was written with uint32 ids, but only uint16 can be read"),
+        ({"vocab_size": 1_001}, "was written with a vocabulary of 1,001 tokens, but the model has 1,000"),
         ({"tokenizer_sha256": "c" * 64}, "was written with another tokenizer"),
     ],
     ids=str,

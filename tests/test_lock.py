@@ -9,7 +9,7 @@ from filelock import FileLock
 from tinystories_lab.durability.lock import run_lock
 
 
-def test_a_second_session_is_refused_and_a_later_one_is_not(tmp_path):
+def test_a_second_session_is_refused_while_the_first_holds_the_lock(tmp_path):
     with run_lock(tmp_path / "run"):
         with (
             pytest.raises(BlockingIOError, match=r"another session is training in .*run: stop it first"),
@@ -42,7 +42,7 @@ def test_a_session_in_another_process_keeps_the_lock_until_that_process_dies(tmp
 
 
 @pytest.mark.parametrize("error", [OSError(38, "Function not implemented"), NotImplementedError("no flock here")])
-def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, error):
+def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, error):
     def no_locks(*_, **__):
         raise error
 
@@ -61,7 +61,7 @@ def test_the_lock_is_released_if_the_block_raises(tmp_path):
         pass
 
 
-def test_a_block_that_leaves_nothing_leaves_no_folder_and_one_that_leaves_a_file_keeps_it(tmp_path):
+def test_a_new_folder_is_kept_only_if_the_block_leaves_a_file_in_it(tmp_path):
     with pytest.raises(ValueError, match="refused"), run_lock(tmp_path / "runs" / "new"):
         raise ValueError("refused")
     assert not (tmp_path / "runs" / "new").exists()

@@ -1,4 +1,4 @@
-"""The manifest records what was copied, and only that is restored."""
+"""The manifest records completed copies, and only recorded copies are restored."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def test_a_copy_is_recorded_with_size_and_sha256(folders):
 
 
 def test_a_file_is_hashed_once_per_version(folders, monkeypatch):
-    """The mirror asks every minute, and train.bin has hundreds of megabytes."""
+    """The mirror checks every minute, and train.bin may have hundreds of megabytes."""
     here, there = folders
     read = []
     monkeypatch.setattr(manifest, "sha256_of", lambda path: read.append(path) or sha256_of(path))
@@ -48,7 +48,7 @@ def test_a_file_is_hashed_once_per_version(folders, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["here", "there"])
-def test_a_file_that_changed_on_either_side_is_not_recorded(folders, where):
+def test_a_file_that_changed_on_either_side_does_not_count_as_recorded(folders, where):
     here, there = folders
     path = here if where == "here" else there
     (path / "a.txt").write_bytes(b"once upon a tim" + (b"x" if where == "here" else b""))
@@ -58,8 +58,8 @@ def test_a_file_that_changed_on_either_side_is_not_recorded(folders, where):
         assert not is_recorded(here / "a.txt", there / "a.txt")
 
 
-def test_a_copy_keeps_its_file_in_place(folders):
-    """Drive counts what is replaced or deleted against the quota."""
+def test_a_copy_is_rewritten_in_place(folders):
+    """Drive counts replaced and deleted files against the quota."""
     _, there = folders
     before = (there / "a.txt").stat().st_ino
     copy_in_place(io.BytesIO(b"longer than it was before"), there / "a.txt")
@@ -85,7 +85,7 @@ def test_missing_files_are_restored_and_others_stay(folders):
 def test_a_replaced_file_is_kept_beside_the_new_one(folders):
     here, there = folders
     restore_files(there, here, ["a.txt"], replace=True)
-    assert [path.name for path in here.iterdir()] == ["a.txt"], "it was the same"
+    assert [path.name for path in here.iterdir()] == ["a.txt"], "the files were equal"
     (here / "a.txt").write_text("mine")
     restore_files(there, here, ["a.txt"], replace=True)
     assert (here / "a.txt").read_bytes() == b"once upon a time"
@@ -109,7 +109,7 @@ def test_a_file_that_differs_from_the_manifest_is_left_out_with_a_warning(folder
     assert not list(here.iterdir())
 
 
-def test_a_manifest_cannot_make_a_file_be_written_elsewhere(folders, tmp_path):
+def test_a_manifest_cannot_cause_a_write_outside_the_folder(folders, tmp_path):
     here, there = folders
     outside = tmp_path / "outside.txt"
     (there / ".." / "outside.txt").write_text("evil")

@@ -63,7 +63,7 @@ def test_samples_have_columns_beside_real_stories_with_the_words_that_training_l
     *metrics, unknown = compare_metrics(before + after, known, val_bin, tokenizer)
     for kind, stories in (("before", before), ("after", after), ("real", real_stories_like(after, val_bin, tokenizer))):
         assert [row[kind] for row in metrics] == list(story_metrics(stories, known).values())
-    assert [row["figure"] for row in metrics][1:3] == ["ended", "known words"]
-    assert unknown == {"figure": "not known", "before": "bo, fizzle", "after": "none", "real": "none"}
+    assert [row["metric"] for row in metrics][1:3] == ["ended", "known words"]
+    assert unknown == {"metric": "unknown words", "before": "bo, fizzle", "after": "none", "real": "none"}
     early = compare_metrics(before, known, val_bin, tokenizer)
-    assert all(row.keys() == {"figure", "before", "real"} for row in early), "no samples, no column"
+    assert all(row.keys() == {"metric", "before", "real"} for row in early), "no samples, no column"

@@ -17,7 +17,7 @@ from tinystories_lab.checkpoint import load_checkpoint, save_checkpoint
 from tinystories_lab.config import TrainConfig
 from tinystories_lab.durability import mirror
 from tinystories_lab.durability.manifest import copy_in_place, read_manifest
-from tinystories_lab.durability.mirror import _RUN_FILES, DATA_FILES, MIRROR_SLOTS, Mirror
+from tinystories_lab.durability.mirror import _MIRROR_SLOTS, _RUN_FILES, DATA_FILES, Mirror
 from tinystories_lab.files import append_row, read_log, sha256_of
 from tinystories_lab.model import new_model
 from tinystories_lab.pipeline import train_run
@@ -28,7 +28,7 @@ CONFIG = TrainConfig(batch_size=2, seq_len=8, total_steps=1_000, warmup_steps=1)
 
 
 class Machine:
-    """A run's folder, its data, and a disk for the mirror, without training: checkpoints of any step are saved at will."""
+    """A run folder, its data, and a disk for the mirror. `save` writes a checkpoint of any step without training."""
 
     def __init__(self, root: Path, data_dir: Path) -> None:
         self.run_dir, self.data_dir, self.root = root / "runs" / "r", data_dir, root / "disk" / "lab"
@@ -52,9 +52,9 @@ class Machine:
         return copy
 
     def slots(self) -> dict[str, int]:
-        """The step of each slot that verifies."""
+        """Return the step of each slot that passes verification."""
         steps = {}
-        for slot in MIRROR_SLOTS:
+        for slot in _MIRROR_SLOTS:
             try:
                 steps[slot] = load_checkpoint(self.mirror_dir / slot)["step"]
             except (FileNotFoundError, ValueError):
@@ -79,21 +79,21 @@ def quick(monkeypatch):
 def until(condition, seconds=20.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.005)
 
 
-# --- what is there
+# --- what the mirror contains
 
 
-def test_checkpoints_go_to_two_slots_in_turn_each_with_the_log_of_its_steps(machine):
+def test_checkpoints_are_copied_to_two_slots_in_turn_each_with_the_log_up_to_its_step(machine):
     for step in (10, 20, 30, 40, 50):
         machine.save(step)
         assert machine.copy().step == step
         assert max(machine.slots().values()) == step
     assert sorted(machine.slots().values()) == [40, 50]
     for slot, step in machine.slots().items():
-        log = machine.mirror_dir / MIRROR_SLOTS[slot]
+        log = machine.mirror_dir / _MIRROR_SLOTS[slot]
         assert read_log(log)[-1]["step"] == step
         entry = read_manifest(machine.mirror_dir)[slot]
         assert entry == {
@@ -103,7 +103,7 @@ def test_checkpoints_go_to_two_slots_in_turn_each_with_the_log_of_its_steps(mach
         }
 
 
-def test_the_files_on_the_mirror_are_few_stay_few_and_below_three_checkpoints(machine):
+def test_the_mirror_has_a_fixed_set_of_files_smaller_than_three_checkpoints(machine):
     for name in _RUN_FILES:
         (machine.run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (machine.run_dir / name).write_bytes(b"x" * 10)
@@ -113,7 +113,7 @@ def test_the_files_on_the_mirror_are_few_stay_few_and_below_three_checkpoints(ma
         save_checkpoint(machine.run_dir / f"step_{step:05d}.pt", machine.state.checkpoint())
         machine.copy()
     there = {path.name: path.stat().st_size for path in machine.mirror_dir.iterdir()}
-    assert set(there) <= {*_RUN_FILES, *MIRROR_SLOTS, *MIRROR_SLOTS.values(), "manifest.json", "writer.json"}
+    assert set(there) <= {*_RUN_FILES, *_MIRROR_SLOTS, *_MIRROR_SLOTS.values(), "manifest.json", "writer.json"}
     assert sum(there.values()) < 3 * (machine.run_dir / "last.pt").stat().st_size
     assert {path.name for path in (machine.root / "data" / machine.data_dir.name).iterdir()} == {
         *DATA_FILES,
@@ -139,7 +139,7 @@ def test_files_are_rewritten_in_place_and_never_deleted(machine, monkeypatch):
     assert max(machine.slots().values()) == 30
 
 
-def test_what_has_not_changed_is_not_written_again(machine):
+def test_unchanged_files_are_not_written_again(machine):
     machine.save(10)
     machine.copy()
     before = {path: path.stat().st_mtime_ns for path in machine.root.rglob("*") if path.name != "writer.json"}
@@ -149,7 +149,7 @@ def test_what_has_not_changed_is_not_written_again(machine):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 1_000, None])
-def test_a_copy_that_is_cut_off_leaves_the_other_slot_whole(machine, monkeypatch, quick, cut):
+def test_a_copy_that_is_cut_off_leaves_the_other_slot_intact(machine, monkeypatch, quick, cut):
     for step in (10, 20):
         machine.save(step)
         machine.copy()
@@ -171,13 +171,13 @@ def test_a_copy_that_is_cut_off_leaves_the_other_slot_whole(machine, monkeypatch
     assert max(machine.slots().values()) == 40
 
 
-def test_a_copy_that_does_not_read_back_is_not_called_mirrored(machine, monkeypatch, quick):
+def test_a_copy_that_reads_back_differently_does_not_count_as_mirrored(machine, monkeypatch, quick):
     machine.save(10)
     machine.copy()
 
     def flip(source, target):
         entry = copy_in_place(source, target)
-        if target.name in MIRROR_SLOTS:
+        if target.name in _MIRROR_SLOTS:
             content = bytearray(target.read_bytes())
             content[len(content) // 2] ^= 255
             target.write_bytes(content)
@@ -192,7 +192,7 @@ def test_a_copy_that_does_not_read_back_is_not_called_mirrored(machine, monkeypa
     assert machine.copy().step == 20
 
 
-@pytest.mark.parametrize("slot", MIRROR_SLOTS)
+@pytest.mark.parametrize("slot", _MIRROR_SLOTS)
 def test_a_removed_slot_leaves_the_other_and_is_filled_again(machine, slot):
     for step in (10, 20):
         machine.save(step)
@@ -207,7 +207,7 @@ def test_a_removed_slot_leaves_the_other_and_is_filled_again(machine, slot):
     assert max(machine.slots().values()) == 30 and len(machine.slots()) == 2
 
 
-def test_a_torn_manifest_costs_no_checkpoint(machine):
+def test_a_damaged_manifest_loses_no_checkpoint(machine):
     for step in (10, 20):
         machine.save(step)
         machine.copy()
@@ -217,10 +217,10 @@ def test_a_torn_manifest_costs_no_checkpoint(machine):
     assert sorted(machine.slots().values()) == [20, 30]
 
 
-# --- what comes back
+# --- restoring
 
 
-def test_everything_comes_back_to_a_new_machine(machine, tmp_path):
+def test_everything_is_restored_on_a_new_machine(machine, tmp_path):
     machine.save(10)
     for name in _RUN_FILES:
         (machine.run_dir / name).write_bytes(name.encode())
@@ -244,7 +244,7 @@ def test_a_newer_local_run_is_not_overwritten(machine):
     assert (machine.run_dir / "loss.jsonl").read_bytes() == log
 
 
-def test_an_older_local_run_gives_way_with_its_log(machine, tmp_path):
+def test_an_older_local_run_is_replaced_together_with_its_log(machine, tmp_path):
     machine.save(10)
     (machine.run_dir / "config.yaml").write_text("one session")
     shutil.copytree(machine.run_dir, tmp_path / "older")
@@ -260,7 +260,7 @@ def test_an_older_local_run_gives_way_with_its_log(machine, tmp_path):
     assert [row["step"] for row in read_log(machine.run_dir / "loss.jsonl")] == [10, 20]
 
 
-def test_a_damaged_local_run_comes_back_from_the_mirror(machine):
+def test_a_damaged_local_run_is_restored_from_the_mirror(machine):
     machine.save(10)
     machine.copy()
     (machine.run_dir / "last.pt").write_bytes(b"torn")
@@ -269,7 +269,7 @@ def test_a_damaged_local_run_comes_back_from_the_mirror(machine):
     assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 10
 
 
-def test_when_no_checkpoint_on_the_mirror_verifies_nothing_starts_anew(machine):
+def test_if_no_checkpoint_on_the_mirror_passes_verification_restoring_is_an_error(machine):
     machine.save(10)
     machine.copy()
     (machine.mirror_dir / "last.0.pt").write_bytes(b"torn")
@@ -278,7 +278,7 @@ def test_when_no_checkpoint_on_the_mirror_verifies_nothing_starts_anew(machine):
         machine.mirror().restore()
 
 
-def test_fetching_from_an_empty_disk_brings_nothing_and_from_a_missing_one_is_an_error(machine):
+def test_restoring_from_an_empty_disk_does_nothing_and_from_a_missing_disk_is_an_error(machine):
     assert machine.mirror().restore() is None
     assert not machine.run_dir.exists()
     machine.root.parent.rmdir()
@@ -286,7 +286,7 @@ def test_fetching_from_an_empty_disk_brings_nothing_and_from_a_missing_one_is_an
         machine.mirror().restore()
 
 
-def test_nothing_is_copied_before_what_is_there_was_fetched(machine, tmp_path):
+def test_nothing_is_copied_to_the_mirror_before_it_is_restored(machine, tmp_path):
     machine.save(10)
     machine.copy()
     machine.save(20)
@@ -304,7 +304,7 @@ def test_nothing_is_copied_before_what_is_there_was_fetched(machine, tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.ENOSPC, errno.EDQUOT])
-def test_a_failing_disk_is_said_and_tried_again(machine, monkeypatch, quick, number):
+def test_a_failing_disk_is_reported_and_tried_again(machine, monkeypatch, quick, number):
     failing = threading.Event()
     failing.set()
 
@@ -325,7 +325,7 @@ def test_a_failing_disk_is_said_and_tried_again(machine, monkeypatch, quick, num
     assert str(copy) == "mirrored to step 10"
 
 
-def test_retries_come_ever_more_slowly(machine, monkeypatch):
+def test_retries_come_at_growing_intervals(machine, monkeypatch):
     waits = []
 
     class Closing(threading.Event):
@@ -343,7 +343,7 @@ def test_retries_come_ever_more_slowly(machine, monkeypatch):
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
 
 
-def test_a_disk_that_goes_and_returns_is_filled_again_and_no_folder_is_made_where_it_was(machine, quick):
+def test_a_disk_that_disappears_gets_no_folder_in_its_place_and_is_filled_again_when_it_returns(machine, quick):
     disk, away = machine.root.parent, machine.root.parent.with_name("away")
     machine.save(10)
     with machine.mirror() as copy:
@@ -353,7 +353,7 @@ def test_a_disk_that_goes_and_returns_is_filled_again_and_no_folder_is_made_wher
         machine.save(20)
         copy.update()
         until(lambda: copy.trouble)
-        until(lambda: "that disk is not there" in str(copy))  # the first error may be that of a copy under way
+        until(lambda: "that disk is not there" in str(copy))  # the first error may come from a copy in progress
         assert str(copy).startswith("mirrored to step 10")
         assert not disk.exists()
         away.rename(disk)
@@ -361,7 +361,7 @@ def test_a_disk_that_goes_and_returns_is_filled_again_and_no_folder_is_made_wher
     assert max(machine.slots().values()) == 20
 
 
-def test_no_folder_is_made_where_the_disk_was_even_if_it_goes_just_after_a_look(machine, quick, monkeypatch):
+def test_no_folder_takes_the_place_of_a_disk_that_disappears_just_after_a_check(machine, quick, monkeypatch):
     machine.save(10)
     machine.root.parent.rmdir()
     monkeypatch.setattr(mirror.os.path, "isdir", lambda path: True)
@@ -381,7 +381,7 @@ def test_a_disk_that_returns_empty_is_filled_again(machine, quick):
     assert {path.name for path in copy.data_mirror_dir.iterdir()} >= set(DATA_FILES)
 
 
-def test_a_disk_that_is_missing_at_the_start_stops_nothing(machine, quick):
+def test_a_disk_that_is_missing_at_the_start_is_used_once_it_returns(machine, quick):
     machine.root.parent.rmdir()
     machine.save(10)
     with machine.mirror() as copy:
@@ -409,16 +409,16 @@ def test_training_does_not_wait_for_a_slow_disk(tmp_path, lab, monkeypatch):
     assert load_checkpoint(tmp_path / "disk" / "lab" / "runs" / "r" / "last.0.pt")["step"] == 12
 
 
-def test_a_full_pass_is_made_at_the_end_with_what_came_last(machine):
+def test_the_last_pass_also_copies_changes_that_were_not_announced(machine):
     with machine.mirror():
-        machine.save(10)  # nobody said so with update()
+        machine.save(10)  # without a call of update()
     assert machine.slots() == {"last.0.pt": 10}
 
 
 # --- two sessions
 
 
-def test_a_session_that_finds_a_newer_one_stops_mirroring_and_says_so(machine, quick):
+def test_a_session_that_finds_a_newer_one_stops_mirroring_with_a_warning(machine, quick):
     machine.save(10)
     with pytest.warns(UserWarning, match="a newer session mirrors to"), machine.mirror() as older:
         older.update()
@@ -444,7 +444,7 @@ def test_a_session_after_one_that_ended_or_died_mirrors_at_once(machine):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"session": '])
-def test_a_damaged_session_id_is_no_obstacle(machine, content):
+def test_a_damaged_session_id_does_not_prevent_mirroring(machine, content):
     machine.save(10)
     machine.copy()
     (machine.mirror_dir / "writer.json").write_text(content)
@@ -465,8 +465,8 @@ def test_an_older_checkpoint_does_not_replace_a_newer_one_on_the_mirror(machine)
 # --- a whole run
 
 
-def test_over_a_book_long_run_the_mirror_keeps_its_files_and_its_size(machine):
-    """Saves as the chapter's run makes them: every 500 of 12,207 steps, and at the end."""
+def test_the_mirror_stays_small_over_a_run_as_long_as_the_chapters(machine):
+    """The run saves as the chapter's run does: every 500 of 12,207 steps, and at the end."""
     sizes = []
     with machine.mirror() as copy:
         for step in (*range(500, 12_207, 500), 12_207):
@@ -495,7 +495,7 @@ def test_resuming_from_the_mirror_equals_the_uninterrupted_run(tmp_path, lab, un
 
 @pytest.mark.parametrize("machine_is_lost", [False, True])
 def test_a_resume_with_a_mirror_reads_one_checkpoint_once(tmp_path, lab, monkeypatch, machine_is_lost):
-    """It used to read and verify whole checkpoints 23 times before its first row."""
+    """An earlier version read and verified whole checkpoints 23 times before the first row."""
     (tmp_path / "disk").mkdir()
     mirrored = lab(tmp_path / "runs" / "r", tmp_path / "disk" / "lab", log_every=1)
     stopped_at(mirrored, 9)

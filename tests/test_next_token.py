@@ -68,7 +68,7 @@ def test_a_space_and_a_line_break_can_be_seen(model, tokenizer):
 
 def test_the_tokenizer_of_another_model_is_reported(tokenizer):
     larger = new_model(GPTConfig(vocab_size=400, n_layer=1, n_head=2, d_model=32, max_len=16)).eval()
-    with pytest.raises(ValueError, match="not among this tokenizer's 300: is it the model's"):
+    with pytest.raises(ValueError, match="not among the tokenizer's 300: use the model's own tokenizer"):
         top_next_tokens(larger, tokenizer, [5], count=400)
     with pytest.raises(ValueError, match="is this the model's tokenizer"):
         top_next_tokens(larger, tokenizer, [400])

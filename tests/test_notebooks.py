@@ -1,4 +1,4 @@
-"""What the five notebooks are on disk; that they run is what nbval checks, cell by cell."""
+"""The form of the five notebooks on disk. That they run is checked by nbval, cell by cell."""
 
 import ast
 import os
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from notebooks import NOTEBOOKS, ROOT, repository, strip
 
 NAMES = ["01_prepare", "02_tokenizer", "03_train", "04_generate", "05_retrospective"]
-METADATA = {  # the same in all five, and nothing a front end adds
+METADATA = {  # the same in all five, without what a front end adds
     "accelerator": "GPU",
     "colab": {"gpuType": "T4"},
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -47,24 +47,24 @@ def test_the_notebooks_are_the_five_stages_in_order():
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEachNotebook:
-    def test_it_is_valid_and_its_cells_have_names_of_their_own(self, name):
+    def test_it_is_valid_and_its_cells_have_unique_ids(self, name):
         nbformat.validate(READ[name])
         ids = [cell.id for cell in READ[name].cells]
         assert len(set(ids)) == len(ids)
         assert all(re.fullmatch(r"[a-z-]+", cell_id) for cell_id in ids), "ids are words, so that diffs stay small"
 
-    def test_it_holds_no_stray_outputs_counts_or_metadata(self, name):
+    def test_it_has_no_stray_outputs_counts_or_metadata(self, name):
         assert READ[name].metadata == METADATA
         for cell in READ[name].cells:
             marked = cell.cell_type == "code" and cell.source.startswith("# NBVAL_CHECK_OUTPUT")
             assert cell.metadata == ({"tags": ["keep_output"]} if marked else {}), cell.id
             assert cell.get("execution_count") is None and bool(cell.get("outputs")) == marked, (
-                f"{cell.id}: a marked cell needs the output to compare with, no other has any"
+                f"{cell.id}: a marked cell needs an output to compare with, and no other cell may have one"
             )
             for output in cell.get("outputs", []):
                 assert not output.get("metadata") and output.get("execution_count") is None, cell.id
 
-    def test_run_and_saved_by_a_front_end_it_comes_back_to_what_is_committed(self, name, tmp_path):
+    def test_stripping_it_after_a_run_in_a_front_end_gives_back_the_committed_file(self, name, tmp_path):
         used, saved = nbformat.from_dict(READ[name]), tmp_path / "saved.ipynb"
         used.metadata |= {"widgets": {"application/vnd.jupyter.widget-state+json": {}}}
         used.metadata.language_info |= {"version": "3.12.1", "pygments_lexer": "ipython3", "mimetype": "text/x-python"}
@@ -88,48 +88,48 @@ class TestEachNotebook:
         assert [c.source for c in code_cells(name)[:2]] == [c.source for c in code_cells(NAMES[0])[:2]]
         assert f'REPOSITORY = "{repository()}"' in code_cells(name)[0].source
 
-    def test_it_leads_to_the_next(self, name):
+    def test_it_links_to_the_next_notebook(self, name):
         following = NAMES[NAMES.index(name) + 1 :][:1]
         assert all(f"({next_name}.ipynb)" in READ[name].cells[-1].source for next_name in following)
 
-    def test_code_that_belongs_in_the_package_is_not_in_a_cell(self, name):
+    def test_no_cell_defines_a_function_or_a_class(self, name):
         for cell in code_cells(name):
             assert not re.search(r"^\s*(class|def) ", cell.source, re.MULTILINE), cell.id
 
-    def test_it_is_read_more_than_it_is_run(self, name):
+    def test_it_has_15_to_30_cells_and_short_code(self, name):
         lines = [len([line for line in cell.source.splitlines() if line.strip()]) for cell in code_cells(name)]
         words = sum(len(cell.source.split()) for cell in READ[name].cells if cell.cell_type == "markdown")
         assert 15 <= len(READ[name].cells) <= 30
         assert median(lines) <= 6 and max(lines) <= 20 and words >= 5 * sum(lines)
 
-    def test_a_text_stands_before_each_piece_of_code(self, name):
+    def test_text_precedes_each_code_cell(self, name):
         cells = READ[name].cells
         assert all(before.cell_type == "markdown" for before, cell in pairwise(cells) if cell.cell_type == "code")
 
-    def test_what_you_should_see_was_measured_somewhere(self, name):
+    def test_what_you_should_see_says_where_it_was_measured(self, name):
         seen = [cell.source for cell in READ[name].cells if "**You should see**" in cell.source]
         assert len(seen) >= 2
         assert all(re.search(r"\(measured on [^)]+\)", source) for source in seen), "which machine?"
 
-    def test_a_check_says_what_is_wrong(self, name):
+    def test_every_assertion_has_a_message(self, name):
         for cell in code_cells(name):
             for statement in ast.walk(ast.parse(re.sub(r"^\s*[!%].*", "", cell.source, flags=re.MULTILINE))):
                 assert not isinstance(statement, ast.Assert) or statement.msg, cell.id
 
-    def test_it_ends_with_failures_exercises_and_what_was_written(self, name):
+    def test_it_ends_with_common_failures_exercises_and_the_files_written(self, name):
         headings = re.findall(r"^## (.*)", "\n".join(cell.source for cell in READ[name].cells[-4:]), re.MULTILINE)
         assert headings[-3:-1] == ["Common failures", "Exercises"] and headings[-1].startswith("What was written")
 
-    def test_it_explains_more_than_it_codes(self, name):
+    def test_it_has_five_words_of_text_per_line_of_code(self, name):
         words = sum(len(cell.source.split()) for cell in READ[name].cells if cell.cell_type == "markdown")
         assert words >= 5 * sum(len(cell.source.splitlines()) for cell in code_cells(name))
 
 
-def test_opened_first_on_a_new_machine_each_says_which_notebook_makes_what_is_missing(tmp_path):
+def test_on_a_new_machine_each_notebook_names_the_one_to_run_first(tmp_path):
     needed = dict(zip(NAMES[1:], ["01_prepare", "02_tokenizer", "03_train", "03_train"], strict=True))
     first = {name: code_cells(name)[2 : 5 if name == "03_train" else 3] for name in needed}
     first = {name: [nbformat.from_dict(cell) for cell in cells] for name, cells in first.items()}
-    set_up = code_cells(NAMES[0])[:2]  # the same in all, so one kernel does
+    set_up = code_cells(NAMES[0])[:2]  # the same in all five, so one kernel is enough
     run_cells([*set_up, *(cell for cells in first.values() for cell in cells)], tmp_path, allow_errors=True)
     for name, cells in first.items():
         (error,) = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
@@ -137,7 +137,7 @@ def test_opened_first_on_a_new_machine_each_says_which_notebook_makes_what_is_mi
 
 
 @pytest.mark.parametrize("name", ["final.pt", "last.pt"])
-def test_04_tells_from_the_last_save_where_training_is_not_finished(name, uninterrupted, data_dir, tmp_path):
+def test_04_generates_from_last_pt_if_training_is_not_finished(name, uninterrupted, data_dir, tmp_path):
     run_dir = tmp_path / "runs" / "toyland-tiny"
     run_dir.mkdir(parents=True)
     for path in (uninterrupted() / "last.pt", uninterrupted() / name, data_dir / "tokenizer.json"):
@@ -153,7 +153,7 @@ def test_04_tells_from_the_last_save_where_training_is_not_finished(name, uninte
 
 
 @pytest.mark.skipif(not repository().startswith("OWNER/"), reason="the repository is set")
-def test_on_colab_an_unset_repository_is_said_before_anything_is_fetched(tmp_path):
+def test_on_colab_an_unset_repository_is_refused_before_anything_is_downloaded(tmp_path):
     with pytest.raises(CellExecutionError, match="Set REPOSITORY above"):
         run_cells(code_cells(NAMES[0])[:1], tmp_path, COLAB_RELEASE_TAG="release")
 

@@ -1,4 +1,4 @@
-"""`train_run` is `train` with one session at a time, signals that wait for the end of a step, and config.yaml."""
+"""`train_run` adds to `train` a lock, signals that wait for the end of a step, and config.yaml."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ def rows_of(lab):
 
 
 def press_inside(monkeypatch, step, number, times=1):
-    """From now on the process gets a signal in the middle of a session's step (from 1), after the weights have changed."""
+    """Send the process a signal in the middle of a session's step (from 1), after the weights have changed."""
     scaler_step, steps = torch.amp.GradScaler.step, itertools.count(1)
 
     def step_and_press(self, optimizer, *args):
@@ -34,7 +34,7 @@ def press_inside(monkeypatch, step, number, times=1):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 6, 12])
-def test_ctrl_c_inside_a_step_ends_that_step_and_saves_it(lab, uninterrupted, tmp_path, monkeypatch, stop):
+def test_after_ctrl_c_during_a_step_the_step_finishes_and_is_saved(lab, uninterrupted, tmp_path, monkeypatch, stop):
     press_inside(monkeypatch, stop, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         list(rows_of(lab(tmp_path)))
@@ -45,7 +45,7 @@ def test_ctrl_c_inside_a_step_ends_that_step_and_saves_it(lab, uninterrupted, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_termination_signal_inside_a_step_saves_it_and_leaves_with_its_exit_status(
+def test_after_a_termination_signal_during_a_step_the_step_is_saved_before_the_process_exits(
     lab, tmp_path, monkeypatch, number
 ):
     press_inside(monkeypatch, 5, number)
@@ -55,7 +55,7 @@ def test_a_termination_signal_inside_a_step_saves_it_and_leaves_with_its_exit_st
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 5
 
 
-def test_a_second_ctrl_c_inside_a_step_leaves_the_last_save(lab, uninterrupted, tmp_path, monkeypatch):
+def test_after_a_second_ctrl_c_during_a_step_the_last_save_counts(lab, uninterrupted, tmp_path, monkeypatch):
     press_inside(monkeypatch, 7, signal.SIGINT, times=2)
     with pytest.raises(KeyboardInterrupt):
         list(rows_of(lab(tmp_path)))
@@ -76,13 +76,13 @@ def test_ctrl_c_between_two_rows_raises_at_once_and_loses_nothing(lab, uninterru
     assert not differences(tmp_path, uninterrupted(log_every=1))
 
 
-def test_after_a_run_the_signals_are_handled_as_before(lab, tmp_path):
+def test_after_a_run_the_signal_handlers_are_restored(lab, tmp_path):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     list(rows_of(lab(tmp_path)))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
 
 
-def test_a_loop_held_open_keeps_other_sessions_out_until_it_is_closed(lab, uninterrupted, tmp_path):
+def test_an_open_loop_locks_the_run_until_it_is_closed(lab, uninterrupted, tmp_path):
     held = rows_of(lab(tmp_path))
     next(held)
     with pytest.raises(BlockingIOError, match="another session is training"):
@@ -92,7 +92,7 @@ def test_a_loop_held_open_keeps_other_sessions_out_until_it_is_closed(lab, unint
     assert not differences(tmp_path, uninterrupted())
 
 
-def test_each_session_is_recorded_in_config_yaml_and_one_that_is_refused_is_not(lab, tmp_path):
+def test_each_session_is_recorded_in_config_yaml_unless_it_is_refused(lab, tmp_path):
     next(rows_of(lab(tmp_path)))
     next(rows_of(lab(tmp_path, save_every=2)))
     record = (tmp_path / "config.yaml").read_bytes()
@@ -112,7 +112,7 @@ def test_a_run_without_data_is_refused_before_its_folder_is_made(lab, tmp_path):
 # --- starting again
 
 
-def test_a_run_moved_aside_is_kept_whole_and_its_folder_name_is_free(lab, tmp_path):
+def test_a_run_moved_aside_keeps_its_files_and_frees_its_folder_name(lab, tmp_path):
     lab = lab(tmp_path / "runs" / "mine", tmp_path / "disk" / "lab")
     folders = [lab.run_dir, lab.mirror_root / "runs" / "mine"]
     for folder in folders:

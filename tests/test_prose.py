@@ -1,4 +1,4 @@
-"""What people read is spelled right, and its links lead somewhere."""
+"""The prose of the project has no misspelled word and no dead link."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\(<?([^)\s>]+)|\b(?:href|src)=[\"']([^\"']+)")
 
 
 def text_of(path: Path) -> str:
-    """The prose of a file, without its code."""
+    """Return the prose of a file, without its code."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = nbformat.reads(text, as_version=4).cells
@@ -33,7 +33,7 @@ def links_of(path: Path) -> list[str]:
 
 
 def anchors_of(path: Path) -> set[str]:
-    """What a link may name behind #: GitHub and Jupyter make it of a heading, each in its own way."""
+    """Return the anchors of a file, which GitHub and Jupyter derive from its headings, each in its own way."""
     headings = re.findall(r"^#+ (.*?)\s*$", text_of(path), re.MULTILINE)
     on_github = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     return on_github | ({heading.replace(" ", "-") for heading in headings} if path.suffix == ".ipynb" else set())
@@ -56,18 +56,18 @@ def test_no_word_is_misspelled():
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
-def test_links_lead_somewhere(path):
+def test_every_link_has_a_target(path):
     for link in links_of(path):
         parts = urlsplit(link)
         if parts.scheme or parts.netloc:
             assert parts.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), link
             continue
         target = path.parent / parts.path if parts.path else path
-        assert target.exists(), f"{link}: there is no {target}"
+        assert target.exists(), f"{link}: {target} does not exist"
         if parts.fragment:
             assert parts.fragment in anchors_of(target), f"{link}: {target.name} has no such heading"
 
 
-def test_every_picture_is_shown_somewhere():
+def test_every_picture_is_used():
     shown = {(path.parent / link).resolve() for path in PROSE for link in links_of(path) if "://" not in link}
     assert set((ROOT / "notebooks" / "images").iterdir()) <= shown

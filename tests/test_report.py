@@ -7,10 +7,17 @@ from dataclasses import replace
 import pytest
 
 from tinystories_lab.analysis.diagnosis import diagnose
-from tinystories_lab.analysis.evaluation import bits_per_byte, bytes_per_token, checklist, perplexity, save_samples
+from tinystories_lab.analysis.evaluation import (
+    bits_per_byte,
+    bytes_per_token,
+    checklist,
+    format_value,
+    perplexity,
+    save_samples,
+)
 from tinystories_lab.analysis.metrics import story_metrics, training_words
 from tinystories_lab.analysis.ratings import save_rating
-from tinystories_lab.analysis.report import format_value, summarize_run, summary_text, write_report
+from tinystories_lab.analysis.report import summarize_run, summary_text, write_report
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.files import read_log, read_rows
 from tinystories_lab.loader import BinInfo

@@ -1,3 +1,5 @@
+"""Colab satisfies all requirements, the list is complete, and modules import no more than they need."""
+
 import re
 import subprocess
 import sys
@@ -14,15 +16,15 @@ REQUIREMENTS = [
 ]
 
 
-TRACKERS = {"tensorboard", "wandb"}  # used where they are there, and asked for in a sentence where they are not
+TRACKERS = {"tensorboard", "wandb"}  # optional: if one is missing, an error says what to install
 
 
-def test_colab_satisfies_every_requirement_so_that_set_up_changes_nothing_there():
+def test_colab_satisfies_every_requirement_so_set_up_replaces_nothing_there():
     lines = (ROOT / "tests/data/colab-pip-freeze.txt").read_text().splitlines()[1:]
     shipped = {name.lower(): version for name, version in (line.split("==") for line in lines)}
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
     trackers = [requirement for requirement in map(Requirement, extra) if requirement.name in TRACKERS]
-    assert len(trackers) == len(TRACKERS), "the tests need them"
+    assert len(trackers) == len(TRACKERS), "the tests need both trackers"
     for requirement in [*REQUIREMENTS, *trackers]:
         assert requirement.name.lower() in shipped, f"Colab does not ship {requirement.name}"
         assert requirement.specifier.contains(shipped[requirement.name.lower()]), str(requirement)
@@ -43,21 +45,21 @@ def test_every_package_that_the_code_imports_is_required():
 
 
 def loaded_by(*modules: str) -> set[str]:
-    """The modules that a fresh Python has loaded after importing these."""
+    """Return the modules that a fresh Python has loaded after importing these."""
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_the_command_line_loads_no_figures_no_widgets_and_no_trackers():
+def test_the_command_line_imports_no_matplotlib_no_widgets_and_no_trackers():
     loaded = loaded_by("tinystories_lab.__main__", "tinystories_lab.integrations.trackers")
     assert not loaded & {"matplotlib", "ipywidgets", "IPython", "tensorboard", "wandb"}
 
 
-def test_training_and_generating_load_nothing_that_only_other_stages_need():
+def test_training_and_generating_import_nothing_that_only_other_stages_need():
     assert not loaded_by("tinystories_lab.trainer", "tinystories_lab.generate") & {"datasets", "pandas", "jinja2"}
 
 
-def test_ruff_finds_nothing():
+def test_ruff_reports_nothing():
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Presets, workspaces, and config.yaml: the record that is enough to repeat a run."""
+"""Presets, workspaces, and config.yaml, the record needed to repeat a run."""
 
 import platform
 from dataclasses import FrozenInstanceError, replace
@@ -11,7 +11,7 @@ import yaml
 from tinystories_lab import run as run_module
 from tinystories_lab.config import TrainConfig
 from tinystories_lab.model import GPTConfig, count_parameters
-from tinystories_lab.run import PRESETS, choose_preset, load_config, plan_workspace, save_config
+from tinystories_lab.run import PRESETS, _choose_preset, load_config, plan_workspace, save_config
 
 
 def on_device(monkeypatch, kind):
@@ -42,7 +42,7 @@ def test_the_tiny_presets_model_is_under_a_million_parameters():
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
-def test_every_preset_fits_together(preset):
+def test_the_settings_of_every_preset_fit_together(preset):
     assert PRESETS[preset.name] is preset
     assert preset.train.seq_len <= preset.model.max_len
     assert preset.train.eval_every <= preset.train.total_steps, "a run without an evaluation has nothing to show"
@@ -53,7 +53,7 @@ def test_every_preset_fits_together(preset):
 
 def test_a_named_preset_does_not_depend_on_the_environment(monkeypatch):
     monkeypatch.setenv("TINYSTORIES_LAB_PRESET", "tiny")
-    assert choose_preset("fast").name == "fast"
+    assert _choose_preset("fast").name == "fast"
 
 
 @pytest.mark.parametrize(
@@ -67,21 +67,21 @@ def test_a_named_preset_does_not_depend_on_the_environment(monkeypatch):
         ("", "cuda", "book"),
     ],
 )
-def test_auto_asks_the_environment_then_the_device(monkeypatch, variable, device, expected):
+def test_auto_depends_on_the_environment_variable_and_then_on_the_device(monkeypatch, variable, device, expected):
     monkeypatch.delenv("TINYSTORIES_LAB_PRESET", raising=False)
     if variable is not None:
         monkeypatch.setenv("TINYSTORIES_LAB_PRESET", variable)
     on_device(monkeypatch, device)
-    assert choose_preset().name == choose_preset("auto").name == expected
+    assert _choose_preset().name == _choose_preset("auto").name == expected
 
 
-def test_an_unknown_preset_is_refused_with_the_known_ones(monkeypatch):
+def test_an_unknown_preset_is_refused_with_a_list_of_the_known_ones(monkeypatch):
     for_all = rf"use one of {', '.join(PRESETS)}, or auto"
     with pytest.raises(ValueError, match=f"unknown preset 'huge': {for_all}"):
-        choose_preset("huge")
+        _choose_preset("huge")
     monkeypatch.setenv("TINYSTORIES_LAB_PRESET", "hug")
     with pytest.raises(ValueError, match=f"unknown preset 'hug': {for_all}"):
-        choose_preset()
+        _choose_preset()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(monkeypatch):
     ],
     ids=str,
 )
-def test_folders_are_named_by_source_and_preset_unless_told_otherwise(tmp_path, choices, source, data, run):
+def test_folders_are_named_after_source_and_preset_by_default(tmp_path, choices, source, data, run):
     lab = plan_workspace(tmp_path, **choices)
     assert lab.preset is PRESETS[choices["preset"]] and lab.source == source
     assert (lab.data_dir, lab.run_dir) == (tmp_path / "data" / data, tmp_path / "runs" / run)
@@ -114,7 +114,7 @@ def test_folders_are_named_by_source_and_preset_unless_told_otherwise(tmp_path, 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/x", "a/"])
 @pytest.mark.parametrize("what", ["run", "data"])
-def test_names_that_leave_the_folder_are_refused(tmp_path, what, name):
+def test_names_that_are_not_plain_folder_names_are_refused(tmp_path, what, name):
     with pytest.raises(ValueError, match=rf"the {what} name is '{name}'; .* plain folder name, such as 'toyland-tiny'"):
         plan_workspace(tmp_path, "tiny", **{what: name})
 
@@ -130,7 +130,7 @@ def test_the_model_has_the_vocabulary_of_the_data(tmp_path, data_dir):
     assert lab.model_config == replace(PRESETS["tiny"].model, vocab_size=300)
 
 
-def test_config_comes_back_with_every_choice_versions_and_device(tmp_path, data_dir, monkeypatch):
+def test_config_has_every_choice_and_the_versions_and_the_device(tmp_path, data_dir, monkeypatch):
     on_device(monkeypatch, "mps")
     lab = micro_workspace(tmp_path, data_dir)
     save_config(lab)
@@ -152,7 +152,7 @@ def test_config_comes_back_with_every_choice_versions_and_device(tmp_path, data_
     assert session["started"].endswith("+00:00")
 
 
-def test_config_can_be_saved_before_there_is_data(tmp_path):
+def test_config_can_be_saved_before_the_data_exists(tmp_path):
     lab = micro_workspace(tmp_path)
     save_config(lab)
     assert load_config(lab.run_dir)["data"] == {"name": "toyland-tiny"}
@@ -183,7 +183,7 @@ def test_what_a_session_changes_in_the_config_is_recorded(tmp_path, monkeypatch)
     assert config["train"]["total_steps"] == 1_600
 
 
-def test_config_is_plain_yaml_that_people_can_read(tmp_path):
+def test_config_is_plain_readable_yaml(tmp_path):
     lab = micro_workspace(tmp_path)
     save_config(lab)
     text = (lab.run_dir / "config.yaml").read_text()
@@ -191,7 +191,7 @@ def test_config_is_plain_yaml_that_people_can_read(tmp_path):
     assert yaml.safe_load(text) == load_config(lab.run_dir)
 
 
-def test_a_missing_config_says_what_makes_it(tmp_path):
+def test_a_missing_config_says_which_stage_writes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*config\.yaml: run 03_train"):
         load_config(tmp_path)
 
@@ -212,7 +212,7 @@ def test_a_missing_config_says_what_makes_it(tmp_path):
         (b"model: {}\ndata: {}\ntrain: {}\nsessions: none\n", "is not a run's config"),
     ],
 )
-def test_broken_yaml_and_yaml_of_another_kind_are_refused_by_name(tmp_path, content, sentence):
+def test_damaged_yaml_and_other_yaml_are_refused_with_the_name_of_the_file(tmp_path, content, sentence):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=rf"(?s)config\.yaml {sentence}.*train again"):
         load_config(tmp_path)

@@ -1,4 +1,4 @@
-"""colab_setup.sh at its boundary: a stand-in interpreter writes down what the script asks pip for."""
+"""colab_setup.sh, with a stand-in for Python that records what the script asks pip for."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PYTHON = """#!/usr/bin/env bash
-# Stands in for Python {version}: notes pip calls, makes a .venv that holds itself, and answers what the script asks.
+# Stands in for Python {version}: records pip calls, makes a .venv with a copy of itself, and answers the script's checks.
 case "$*" in
     *"import google.colab"*) exit {not_colab} ;;
     *"sys.version_info"*) exit {unsupported} ;;
@@ -54,24 +54,24 @@ def setup(tmp_path):
     return run
 
 
-def test_without_a_gpu_the_release_that_has_a_cpu_build_is_asked_for_by_number(setup):
+def test_without_a_gpu_the_exact_torch_release_with_a_cpu_build_is_requested(setup):
     status, said, asked = setup()
     assert status == 0 and "ready" in said
     assert asked == ["-m pip install --quiet torch==2.13.0", "-m pip install --quiet --editable ."]
 
 
-def test_with_an_nvidia_gpu_torch_comes_as_pip_finds_it(setup):
+def test_with_an_nvidia_gpu_torch_has_only_its_lower_bound(setup):
     _, _, asked = setup(nvidia_smi="#!/bin/sh\nexit 0\n")
     assert asked[0] == "-m pip install --quiet torch>=2.9"
 
 
-def test_the_tests_needs_come_with_dev_only(setup):
+def test_with_dev_the_requirements_of_the_tests_are_installed(setup):
     assert setup("--dev")[2][-1].endswith("--editable .[dev]")
 
 
-def test_a_second_run_installs_nothing_and_a_changed_list_installs_again(setup, tmp_path):
+def test_a_second_run_installs_nothing_unless_the_requirements_have_changed(setup, tmp_path):
     setup("--dev")
-    for arguments in (["--dev"], []):  # what serves the tests serves the run
+    for arguments in (["--dev"], []):  # an environment for the tests is enough for a run, too
         status, said, asked = setup(*arguments)
         assert (status, asked) == (0, []) and "set up before" in said
     with open(tmp_path / "checkout" / "requirements.txt", "a") as file:
@@ -79,12 +79,12 @@ def test_a_second_run_installs_nothing_and_a_changed_list_installs_again(setup, 
     assert setup("--dev")[2]
 
 
-def test_set_up_for_the_run_does_not_count_as_set_up_for_the_tests(setup):
+def test_an_environment_for_a_run_is_not_enough_for_the_tests(setup):
     setup()
     assert setup("--dev")[2]
 
 
-def test_on_colab_it_installs_plainly_under_the_constraint_of_what_is_there(setup, tmp_path):
+def test_on_colab_it_installs_with_the_installed_versions_as_constraints(setup, tmp_path):
     status, said, (asked,) = setup(colab=True)
     assert status == 0 and "nothing that Colab ships was changed" in said
     assert "--constraint" in asked and asked.endswith(" .")
@@ -101,7 +101,7 @@ def test_on_colab_it_installs_plainly_under_the_constraint_of_what_is_there(setu
         ([], {"df": "#!/bin/sh\necho head\necho disk 9 9 1048576 99% /\n"}, "the disk has 1 GB free"),
     ],
 )
-def test_what_cannot_work_ends_with_one_sentence(setup, arguments, options, sentence):
+def test_an_impossible_set_up_ends_with_one_sentence(setup, arguments, options, sentence):
     status, said, asked = setup(*arguments, **options)
     assert status == 1 and asked == []
     assert sentence in said and len(said.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Signals wait for the end of a step; outside of steps they raise at once."""
+"""A signal during a step raises after the step; between two steps it raises at once."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def send(number):
 
 
 @pytest.mark.parametrize("number", HANDLED)
-def test_a_signal_in_a_step_is_a_request_that_raises_once_everything_is_done(number):
+def test_a_signal_during_a_step_is_a_request_and_raises_at_the_end_of_the_block(number):
     handler, done = signal.getsignal(number), []
     with pytest.raises(RAISED[number]) as raised, graceful_shutdown() as shutdown:
         with shutdown.deferred():
@@ -33,7 +33,7 @@ def test_a_signal_in_a_step_is_a_request_that_raises_once_everything_is_done(num
     assert number == signal.SIGINT or raised.value.code == 128 + number
 
 
-def test_a_second_ctrl_c_in_a_step_raises_at_once():
+def test_a_second_ctrl_c_during_a_step_raises_at_once():
     handler, done = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt), graceful_shutdown() as shutdown, shutdown.deferred():
         send(signal.SIGINT)
@@ -56,7 +56,7 @@ def test_a_signal_between_two_steps_raises_at_once_so_that_finally_blocks_run(nu
     assert done == ["finally"]
 
 
-def test_without_signals_a_block_ends_as_it_would():
+def test_without_a_signal_the_block_ends_normally_and_the_handlers_are_restored():
     handlers = [signal.getsignal(number) for number in HANDLED]
     with graceful_shutdown() as shutdown, shutdown.deferred():
         pass
@@ -76,7 +76,7 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_in_a_thread_the_signals_stay_as_they_are():
+def test_in_a_thread_the_signal_handlers_do_not_change():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work():

@@ -170,7 +170,7 @@ def test_hidden_files_and_other_types_are_skipped_in_a_folder(tmp_path):
 def test_a_folder_with_several_types_and_one_without_stories_are_refused(tmp_path):
     write(tmp_path / "notes.md", b"no story")
     with pytest.raises(
-        FileNotFoundError, match=r"there is no file of stories in .*: check the path; .* \.txt, \.jsonl, \.par"
+        FileNotFoundError, match=r"there is no file with stories in .*: check the path; .* \.txt, \.jsonl"
     ):
         rows_of(tmp_path)
     for name in ("a.txt", "b.jsonl.gz"):

@@ -21,7 +21,7 @@ from tinystories_lab.analysis.next_token import top_next_tokens
 from tinystories_lab.analysis.ratings import blind_deck
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.data import stories
-from tinystories_lab.data.stories import CleanReport, StoryTexts, fix_mojibake, load_stories, open_stories
+from tinystories_lab.data.stories import CleanReport, StoryTexts, _fix_mojibake, load_stories, open_stories
 from tinystories_lab.data.text import PROMPTS, prompts_for, words_of
 from tinystories_lab.files import read_rows
 from tinystories_lab.model import GPTConfig
@@ -153,30 +153,30 @@ CORRECT = [
 
 @given(st.text(OFTEN_DAMAGED + "abcxyz ABC.,!?\n'\""))
 def test_damaged_quotes_dashes_accents_and_emoji_are_repaired(text):
-    assert fix_mojibake(damage(text)) == text
+    assert _fix_mojibake(damage(text)) == text
 
 
 @given(st.lists(st.sampled_from(["“Hi,”", "said", "Zoë’s", "dog", "—", "to", "Mr.", "Café…", "🦊!", "sûr"])), st.data())
 def test_damage_in_part_of_a_text_is_repaired_there_and_the_rest_stays(words, data):
     damaged = [damage(word) if data.draw(st.booleans()) else word for word in words]
-    assert fix_mojibake(" ".join(damaged)) == " ".join(words)
+    assert _fix_mojibake(" ".join(damaged)) == " ".join(words)
 
 
 def test_every_last_byte_of_damaged_punctuation_is_known():
     for number in range(0x2000, 0x2040):
-        assert fix_mojibake(damage(f"a{chr(number)}b")) == f"a{chr(number)}b"
+        assert _fix_mojibake(damage(f"a{chr(number)}b")) == f"a{chr(number)}b"
 
 
 @pytest.mark.parametrize("text", CORRECT)
 def test_correct_text_comes_back_unchanged(text):
-    assert fix_mojibake(text) == text
+    assert _fix_mojibake(text) == text
 
 
 @given(st.lists(st.sampled_from([word for text in CORRECT for word in text.split()])), st.sampled_from(" \n"))
 def test_a_second_repair_changes_nothing(words, space):
     text = space.join(words)
-    assert fix_mojibake(text) == text
-    assert fix_mojibake(fix_mojibake(damage(text))) == fix_mojibake(damage(text))
+    assert _fix_mojibake(text) == text
+    assert _fix_mojibake(_fix_mojibake(damage(text))) == _fix_mojibake(damage(text))
 
 
 # --- the split --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The package as a newcomer meets it: a core that stands alone, wings around it, and no public name without a purpose."""
+"""The structure of the package: a core that stands alone, layers above it, and no unused public name."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def public(body: list[ast.stmt]) -> dict[str, ast.stmt]:
-    """The public functions, classes and constants that these statements define."""
+    """Return the public functions, classes and constants that these statements define."""
     found = {}
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
@@ -31,14 +31,14 @@ def public(body: list[ast.stmt]) -> dict[str, ast.stmt]:
 
 
 def code_of(notebook: Path) -> str:
-    """A notebook's code cells, without what is not Python."""
+    """Return the Python code of a notebook, without magics and shell commands."""
     cells = json.loads(notebook.read_text())["cells"]
     code = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
     return re.sub(r"^( *)[%!].*", r"\1pass", code, flags=re.MULTILINE)
 
 
 def used_by(code: str) -> set[tuple[str, str]]:
-    """Names of the package that a piece of code imports, or reads as `module.name`: (module, name)."""
+    """Return the names of the package that this code imports or reads as `module.name`: (module, name)."""
     tree = ast.parse(code)
     modules, used = {}, set()
     for node in ast.walk(tree):
@@ -53,7 +53,7 @@ def used_by(code: str) -> set[tuple[str, str]]:
 
 
 def in_signatures(code: str) -> set[str]:
-    """Names in the annotations of a module's public functions, constants, methods and fields: what they take and give."""
+    """Return the names in the annotations of a module's public functions, constants, methods and fields."""
     definitions = list(public(ast.parse(code).body).values())
     definitions += [inner for it in definitions if isinstance(it, ast.ClassDef) for inner in public(it.body).values()]
     named = set()
@@ -73,20 +73,20 @@ def used() -> set[tuple[str, str]]:
     return set().union(*map(used_by, [*readme, *notebooks, *(path.read_text() for path in files)]))
 
 
-def test_every_public_name_is_used_outside_of_its_module_or_is_what_one_takes_or_gives(used):
+def test_every_public_name_outside_the_core_is_used_by_another_file_or_in_a_signature(used):
     unused = []
     for module, path in MODULES.items():
         code = path.read_text()
         named = {name for owner, name in used if owner == module} | in_signatures(code)
         for name, definition in public(ast.parse(code).body).items():
-            if name in named and isinstance(definition, ast.Assign):  # what a constant in use contains
+            if name in named and isinstance(definition, ast.Assign):  # names in a constant that is used
                 named |= {node.id for node in ast.walk(definition.value) if isinstance(node, ast.Name)}
-        if part_of(module) not in CORE | {"__main__"}:  # the core's public names are there for whoever builds on it
+        if part_of(module) not in CORE | {"__main__"}:  # others may build on the core
             unused += [f"{module}.{name}" for name in public(ast.parse(code).body) if name not in named]
-    assert not unused, "used in their own module alone: begin them with _"
+    assert not unused, "used in their own module only: start these names with _"
 
 
-def test_every_public_function_class_and_method_is_documented():
+def test_every_public_function_class_and_method_has_a_docstring():
     bare = []
     for module, path in MODULES.items():
         defined = public(ast.parse(path.read_text()).body)
@@ -98,7 +98,7 @@ def test_every_public_function_class_and_method_is_documented():
     assert not bare
 
 
-# --- the core and its wings
+# --- the layers
 
 CORE = {"model", "tokenizer", "loader", "config", "optim", "trainer", "checkpoint", "generate", "device", "files"}
 LAYERS = [CORE, {"run", "data", "durability"}, {"analysis"}, {"integrations"}, {"pipeline"}, {"notebook", "__main__"}]
@@ -106,12 +106,12 @@ LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 
 
 def part_of(module: str) -> str:
-    """The core's file, the wing's folder, or one of the files above the core."""
+    """Return the part that a module belongs to: a file, or a folder."""
     return module.split(".")[1]
 
 
 def imports_of(module: str) -> set[str]:
-    """The modules of the package that a module imports anywhere in its file."""
+    """Return the modules of the package that a module imports, anywhere in its file."""
     nodes = ast.walk(ast.parse(MODULES[module].read_text()))
     named = {node.module: node.names for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     found = {name for name in named if name in MODULES}
@@ -122,22 +122,22 @@ def lines_of(modules: Iterable[str]) -> int:
     return sum(len(MODULES[module].read_text().splitlines()) for module in modules)
 
 
-def test_imports_go_one_way_and_the_core_imports_no_wing():
+def test_imports_go_one_way_and_the_core_imports_only_itself():
     for module in MODULES:
         for other in imports_of(module):
             assert LAYER_OF[part_of(other)] <= LAYER_OF[part_of(module)], f"{module} imports {other}"
 
 
-def test_the_longest_chain_of_imports_is_seven_files():
+def test_no_chain_of_imports_is_longer_than_seven_files():
     @cache
-    def floor(module: str) -> int:
-        return 1 + max(map(floor, imports_of(module)), default=0)
+    def chain_length(module: str) -> int:
+        return 1 + max(map(chain_length, imports_of(module)), default=0)
 
-    highest = max(MODULES, key=floor)
-    assert floor(highest) <= 7, f"{highest} is on floor {floor(highest)}"
+    longest = max(MODULES, key=chain_length)
+    assert chain_length(longest) <= 7, f"the chain from {longest} has {chain_length(longest)} files"
 
 
-def test_the_core_is_read_in_one_sitting_and_the_package_stays_thin():
+def test_the_core_has_at_most_1650_lines_and_the_package_5000():
     assert lines_of(module for module in MODULES if part_of(module) in CORE) <= 1_650
     assert lines_of(MODULES) <= 5_000
 
@@ -146,8 +146,8 @@ def test_the_readmes_example_trains_and_generates_with_the_core_alone(tmp_path, 
     (example,) = re.findall(r"^```python\n(.*?trainer import train.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert 8 <= len(example.splitlines()) <= 12, "about ten lines"
     shutil.copytree(data_dir, tmp_path / "data" / "toyland-tiny")
-    wings = [f"tinystories_lab.{part}" for part in LAYER_OF if part not in CORE]
-    check = f"import sys; assert not [m for m in {wings} if m in sys.modules], 'a wing was imported'"
+    others = [f"tinystories_lab.{part}" for part in LAYER_OF if part not in CORE]
+    check = f"import sys; assert not [m for m in {others} if m in sys.modules], 'more than the core was imported'"
     code = re.sub(r"total_steps=\d+", "total_steps=3", example) + check
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -215,7 +215,7 @@ NOT_TEXT = {"answer": [{"answer": False}]}
     ("cast", "pick", "story", "message"),
     [
         (HERO, {}, "{hero} saw a {dragn}.", "has blanks that nothing fills: dragn."),
-        (HERO, NOT_TEXT, "{hero} {answer}.", "put quotes around the text of 'answer', which is now False"),
+        (HERO, NOT_TEXT, "{hero} {answer}.", "put quotes around the text of 'answer', which is read as False"),
         (HERO, CIRCLE, "{hero} saw {toy}.", "refer to each other in a circle: {toy} -> {thing} -> {box} -> {toy}."),
         ({}, {"toy": ["old {toy}"]}, "A {toy}.", "refer to each other in a circle: {toy} -> {toy}."),
         (TWO_LILYS, {}, "{hero} met {friend}.", "has too few names for the roles hero, friend"),

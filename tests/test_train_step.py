@@ -1,4 +1,4 @@
-"""One step is one update or none, in every precision, at every loss scale, and with too little memory."""
+"""A training step updates the weights once or not at all: in every precision, and with too little memory."""
 
 import itertools
 import warnings
@@ -16,7 +16,7 @@ from tinystories_lab.trainer import TrainState, train_step
 
 
 def a_step(model_config, train_config, dtype=torch.float32, **changes):
-    """A state before its first step, with the learning rate of the loop, and a batch."""
+    """Return a state before its first step, with the learning rate of that step, and a batch."""
     state = TrainState.new(new_model(model_config), replace(train_config, **changes), dtype)
     set_lr(state.optimizer, lr_at(0, state.config))
     ids = torch.randint(300, (4, 17), generator=torch.Generator().manual_seed(0))
@@ -29,13 +29,13 @@ def test_a_step_is_one_clipped_adamw_update(model_config, train_config):
     _, loss = expected(x, y)
     loss.backward()
     norm = torch.sqrt(sum((p.grad**2).sum() for p in expected.parameters()))
-    assert norm > 0.01, "else nothing would be clipped"
+    assert norm > 0.01, "otherwise nothing is clipped"
     rate = lr_at(0, state.config)
     with torch.no_grad():
         for p in expected.parameters():
             gradient = p.grad * 0.01 / (norm + 1e-6)
             decay = 0.1 if p.ndim == 2 and p is not expected.tok_emb.weight else 0.0
-            # after one step both of Adam's means are the gradient and its square, once corrected
+            # after one step, Adam's bias-corrected means are the gradient and its square
             p -= rate * (gradient / (gradient.abs() + 1e-8) + decay * p)
     mean_loss, grad_norm = train_step(state, (x, y))
     assert (mean_loss.item(), grad_norm.item()) == pytest.approx((loss.item(), norm.item()))
@@ -45,7 +45,7 @@ def test_a_step_is_one_clipped_adamw_update(model_config, train_config):
     assert all(p.grad is None for p in state.model.parameters()), "gradients are cleared for the next step"
 
 
-def test_muon_updates_each_matrix_by_its_orthogonal_part_and_adamw_the_rest(model_config, train_config):
+def test_muon_updates_each_matrix_with_an_orthogonalized_gradient_and_adamw_the_rest(model_config, train_config):
     """Muon's update has the same size in every direction: all of its singular values are about equal."""
     state, batch = a_step(model_config, train_config, optimizer="muon", muon_lr=0.02, weight_decay=0.0, warmup_steps=0)
     before = {name: weight.detach().clone() for name, weight in state.model.named_parameters()}
@@ -54,7 +54,7 @@ def test_muon_updates_each_matrix_by_its_orthogonal_part_and_adamw_the_rest(mode
         move = (before[name] - weight).detach()
         if weight.ndim == 2 and name != "tok_emb.weight":
             values = torch.linalg.svdvals(move)
-            expected = 0.02 * 0.2 * max(move.shape) ** 0.5  # as AdamW's, whose values are each about 0.2 of its rate
+            expected = 0.02 * 0.2 * max(move.shape) ** 0.5  # AdamW's entries are about 0.2 of its rate
             assert 0.5 * expected < values[len(values) // 2] < 1.3 * expected, name
             assert values[0] < 1.3 * expected, name
         else:
@@ -107,7 +107,7 @@ def test_gradients_that_overflow_at_every_scale_are_an_error_that_keeps_the_weig
 
 
 def gpu_that_holds(monkeypatch, sequences, also=lambda ids: False):
-    """A stand-in for a GPU with memory for so many sequences at once; `also(ids)` runs out regardless of their number."""
+    """Simulate a GPU with memory for this many sequences at once. It also runs out of memory if `also(ids)` is true."""
     forward = GPTMini.forward
 
     def forward_or_run_out(model, ids, targets=None, cache=None):
@@ -119,7 +119,7 @@ def gpu_that_holds(monkeypatch, sequences, also=lambda ids: False):
 
 
 @pytest.mark.parametrize(("holds", "grad_accum_steps"), [(4, 1), (3, 2), (1, 4)])
-def test_too_little_memory_halves_the_micro_batch_and_nothing_else(
+def test_too_little_memory_halves_the_micro_batch_and_changes_nothing_else(
     model_config, train_config, monkeypatch, holds, grad_accum_steps
 ):
     whole, batch = a_step(model_config, train_config)
@@ -137,7 +137,7 @@ def test_too_little_memory_halves_the_micro_batch_and_nothing_else(
         torch.testing.assert_close(moved, right, atol=1e-3, rtol=0)
 
 
-def test_gradients_of_a_pass_that_ran_out_are_not_counted_twice(model_config, train_config, monkeypatch):
+def test_gradients_from_before_an_out_of_memory_error_are_not_counted_twice(model_config, train_config, monkeypatch):
     whole, batch = a_step(model_config, train_config)
     expected = train_step(whole, batch)
     calls = itertools.count(1)
@@ -148,7 +148,7 @@ def test_gradients_of_a_pass_that_ran_out_are_not_counted_twice(model_config, tr
     assert norm.item() == pytest.approx(expected[1].item(), rel=1e-3)
 
 
-def test_when_one_sequence_does_not_fit_it_says_what_to_do(model_config, train_config, monkeypatch):
+def test_if_one_sequence_does_not_fit_the_error_says_what_to_do(model_config, train_config, monkeypatch):
     gpu_that_holds(monkeypatch, 0)
     state, batch = a_step(model_config, train_config)
     with (
@@ -166,7 +166,7 @@ def test_a_batch_that_cannot_be_halved_is_not_split(model_config, train_config, 
         train_step(state, (x[:3], y[:3]))
 
 
-def test_a_step_that_runs_out_of_memory_while_the_weights_change_is_not_tried_again(
+def test_a_step_that_runs_out_of_memory_while_the_weights_change_is_not_repeated(
     model_config, train_config, monkeypatch
 ):
     def run_out(*_):
@@ -179,7 +179,7 @@ def test_a_step_that_runs_out_of_memory_while_the_weights_change_is_not_tried_ag
     assert state.updating, "some weights may have changed already"
 
 
-def test_one_of_several_processes_does_not_split_its_batch_but_says_what_to_do(model_config, train_config, monkeypatch):
+def test_one_of_several_processes_does_not_split_its_batch_but_gives_advice(model_config, train_config, monkeypatch):
     gpu_that_holds(monkeypatch, 2)
     monkeypatch.setattr(trainer, "world_size", lambda: 2)
     state, batch = a_step(model_config, train_config)

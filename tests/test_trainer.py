@@ -38,7 +38,7 @@ class StoppedError(Exception):
 
 
 def stop_inside(monkeypatch, stop, how):
-    """From now on `how()` is called in the middle of a session's step (from 1), after the weights have changed."""
+    """Call `how()` in the middle of a session's step (from 1), after the weights have changed."""
     scaler_step = torch.amp.GradScaler.step
 
     def step_and_stop(self, optimizer, *args):
@@ -101,7 +101,7 @@ def test_an_exception_inside_a_step_is_followed_by_no_save(run, uninterrupted, t
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 7, 12])
-def test_a_requested_stop_ends_the_step_and_saves_it(run, uninterrupted, tmp_path, stop):
+def test_after_a_requested_stop_the_step_finishes_and_is_saved(run, uninterrupted, tmp_path, stop):
     asked = itertools.count(1)  # once per step
     rows = list(run(tmp_path, should_stop=lambda: next(asked) == stop))
     assert load_checkpoint(tmp_path / "last.pt")["step"] == stop
@@ -148,7 +148,7 @@ def test_resuming_restores_torchs_random_state(run, tmp_path):
     assert torch.equal(torch.get_rng_state(), saved)
 
 
-def test_a_damaged_last_pt_costs_the_steps_since_the_newest_kept_one(run, uninterrupted, tmp_path):
+def test_a_damaged_last_pt_loses_the_steps_since_the_newest_step_checkpoint(run, uninterrupted, tmp_path):
     for row in run(tmp_path, log_every=1):
         if row["step"] == 11:
             break
@@ -162,7 +162,7 @@ def test_a_damaged_last_pt_costs_the_steps_since_the_newest_kept_one(run, uninte
 # --- saving
 
 
-def test_a_crash_in_an_evaluation_costs_the_steps_since_the_last_save(run, uninterrupted, tmp_path, monkeypatch):
+def test_a_crash_during_an_evaluation_loses_the_steps_since_the_last_save(run, uninterrupted, tmp_path, monkeypatch):
     def crash(*_):
         raise StoppedError
 
@@ -176,7 +176,7 @@ def test_a_crash_in_an_evaluation_costs_the_steps_since_the_last_save(run, unint
 
 
 def saved_steps(monkeypatch, run, *arguments, **changes):
-    """The steps at which last.pt was saved."""
+    """Return the steps at which last.pt was saved."""
     steps = []
 
     def count(path, content):
@@ -191,7 +191,7 @@ def saved_steps(monkeypatch, run, *arguments, **changes):
 
 
 def refuse_to_write(patch, names, error):
-    """From now on the disk refuses checkpoints of such names."""
+    """Make each save of a checkpoint with such a name fail with this error."""
 
     def refuse(path, content):
         if path.match(names):
@@ -201,24 +201,24 @@ def refuse_to_write(patch, names, error):
     patch.setattr(checkpoint, "save_checkpoint", refuse)
 
 
-def test_last_pt_is_saved_every_so_many_steps_and_at_each_evaluation(run, tmp_path, monkeypatch):
+def test_last_pt_is_saved_every_save_every_steps_and_at_each_evaluation(run, tmp_path, monkeypatch):
     assert saved_steps(monkeypatch, run, tmp_path) == [4, 6, 8, 12]
 
 
-def test_last_pt_is_saved_when_minutes_have_passed(run, tmp_path, monkeypatch):
-    ticks = itertools.count(step=25.0)  # seconds between two looks at the clock
+def test_last_pt_is_saved_when_save_minutes_have_passed(run, tmp_path, monkeypatch):
+    ticks = itertools.count(step=25.0)  # seconds between two readings of the clock
     monkeypatch.setattr(trainer.time, "monotonic", lambda: next(ticks))
     often = saved_steps(monkeypatch, run, tmp_path, save_every=12, eval_every=12, save_minutes=1.0)
     assert often[0] in (2, 3) and len(often) >= 4 and often[-1] == 12
 
 
 def fill_the_disk_for(path):
-    """The next save of `path` meets a full disk: what is written beside it goes to /dev/full."""
+    """Make the next save of `path` fail with a full disk: its partial file is a link to /dev/full."""
     path.with_name(path.name + ".partial").symlink_to("/dev/full")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_save_that_meets_a_full_disk_warns_and_training_goes_on(run, uninterrupted, tmp_path):
+def test_a_save_to_a_full_disk_gives_a_warning_and_training_continues(run, uninterrupted, tmp_path):
     with pytest.warns(UserWarning, match=r"saving .*last\.pt failed .*No space left.*training continues") as warned:
         for row in run(tmp_path, log_every=1):
             if row["step"] == 5:
@@ -231,7 +231,7 @@ def test_a_save_that_meets_a_full_disk_warns_and_training_goes_on(run, uninterru
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_when_the_last_save_fails_too_the_run_goes_on_from_the_one_before(run, uninterrupted, tmp_path):
+def test_if_the_last_save_fails_too_the_run_resumes_from_the_one_before(run, uninterrupted, tmp_path):
     with pytest.warns(UserWarning, match=r"saving .*last\.pt failed"):
         for row in run(tmp_path, log_every=1):
             if row["step"] == 7:
@@ -253,7 +253,7 @@ def test_a_final_pt_that_cannot_be_written_is_an_error_and_the_next_call_writes_
     assert not differences(tmp_path, uninterrupted())
 
 
-def test_an_older_final_pt_is_replaced_though_the_last_step_could_not_write_it(
+def test_an_older_final_pt_is_replaced_by_the_next_call_if_the_last_step_could_not_write_it(
     run, uninterrupted, tmp_path, monkeypatch
 ):
     list(run(tmp_path, total_steps=6))
@@ -266,7 +266,7 @@ def test_an_older_final_pt_is_replaced_though_the_last_step_could_not_write_it(
     assert load_checkpoint(tmp_path / "final.pt", {"step"})["step"] == 12
 
 
-def test_rows_that_cannot_be_written_wait_for_the_disk(run, uninterrupted, tmp_path, monkeypatch):
+def test_rows_that_cannot_be_written_are_written_later(run, uninterrupted, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
@@ -280,11 +280,11 @@ def test_rows_that_cannot_be_written_wait_for_the_disk(run, uninterrupted, tmp_p
     assert not differences(tmp_path, uninterrupted())
 
 
-# --- coming back
+# --- resuming
 
 
-def test_a_resumed_run_says_at_which_step_and_how_old_its_checkpoint_is(run, tmp_path, capsys, monkeypatch):
-    """It says nothing of lost steps: after a stop exactly at a save, what it used to say was wrong."""
+def test_a_resumed_run_prints_its_step_and_the_age_of_its_checkpoint(run, tmp_path, capsys, monkeypatch):
+    """It does not report lost steps: an earlier version did, and was wrong after a stop exactly at a save."""
     now = time.time()
     for stop, later in ((5, 180), (8, -3_600)):  # a clock may be set back
         for row in run(tmp_path, log_every=1):
@@ -297,7 +297,7 @@ def test_a_resumed_run_says_at_which_step_and_how_old_its_checkpoint_is(run, tmp
         monkeypatch.undo()
 
 
-def test_the_first_row_of_each_later_session_says_from_where(run, tmp_path):
+def test_the_first_row_of_each_later_session_has_the_step_it_resumed_from(run, tmp_path):
     for stop in (3, 9, 99):
         for row in run(tmp_path):
             if row["step"] == stop:
@@ -306,10 +306,10 @@ def test_the_first_row_of_each_later_session_says_from_where(run, tmp_path):
     assert [(row["step"], row["resumed_from"]) for row in rows if "resumed_from" in row] == [(6, 3), (12, 9)]
 
 
-# --- what a run leaves behind
+# --- the files of a run
 
 
-def test_rows_come_when_due_with_all_their_keys(uninterrupted, train_config):
+def test_rows_are_logged_when_due_with_all_their_keys(uninterrupted, train_config):
     rows = read_rows(uninterrupted() / "loss.jsonl")
     assert [row["step"] for row in rows] == [1, 3, 6, 9, 12]
     for row in rows:
@@ -325,7 +325,7 @@ def test_yielded_rows_are_those_of_the_log(run, tmp_path):
     assert list(run(tmp_path)) == read_rows(tmp_path / "loss.jsonl")
 
 
-def test_an_evaluation_off_the_log_boundary_has_a_row(run, tmp_path):
+def test_an_evaluation_between_two_log_steps_has_a_row(run, tmp_path):
     rows = list(run(tmp_path, log_every=5, eval_every=4))
     assert [(row["step"], "val_loss" in row) for row in rows] == [
         *((1, False), (4, True), (5, False), (8, True), (10, False), (12, True))
@@ -352,7 +352,7 @@ def test_seconds_add_up_over_sessions(run, tmp_path):
     assert seconds == sorted(set(seconds)) and seconds[0] > 0
 
 
-def test_the_time_left_is_that_of_the_steps_left(run, tmp_path, monkeypatch):
+def test_the_time_left_is_the_time_for_the_remaining_steps(run, tmp_path, monkeypatch):
     ticks = itertools.count(step=0.5)
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(ticks))
     for row in run(tmp_path, log_every=1):
@@ -360,7 +360,7 @@ def test_the_time_left_is_that_of_the_steps_left(run, tmp_path, monkeypatch):
         assert row["eta_seconds"] == pytest.approx((12 - row["step"]) / steps_per_second, rel=0.02)
 
 
-def test_a_finished_run_leaves_its_files(uninterrupted, data_dir):
+def test_a_finished_run_has_all_of_its_files(uninterrupted, data_dir):
     folder = uninterrupted()
     assert {path.name for path in folder.iterdir()} == {
         *("final.pt", "last.pt", "loss.jsonl", "step_00005.pt", "step_00010.pt", "tokenizer.json")
@@ -372,7 +372,7 @@ def test_a_finished_run_leaves_its_files(uninterrupted, data_dir):
     assert load_checkpoint(folder / "step_00005.pt")["step"] == 5
 
 
-def test_only_the_newest_two_kept_steps_stay(run, tmp_path):
+def test_only_the_newest_two_step_checkpoints_are_kept(run, tmp_path):
     list(run(tmp_path, keep_every=2))
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00010.pt", "step_00012.pt"]
 
@@ -395,7 +395,7 @@ def test_a_lost_final_pt_is_written_again(run, uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [None, 18, 20])
-def test_more_total_steps_go_on_and_end_in_a_new_final_pt(run, uninterrupted, tmp_path, stop):
+def test_with_more_total_steps_a_finished_run_continues_and_writes_a_new_final_pt(run, uninterrupted, tmp_path, stop):
     shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
     for row in run(tmp_path, total_steps=20):
         assert row["step"] > 12
@@ -406,13 +406,13 @@ def test_more_total_steps_go_on_and_end_in_a_new_final_pt(run, uninterrupted, tm
     assert final["step"] == 20 and same(final["model"], load_checkpoint(tmp_path / "last.pt")["model"])
 
 
-def test_fewer_total_steps_than_were_run_leave_the_run_alone(run, uninterrupted, tmp_path):
+def test_with_fewer_total_steps_than_it_has_a_run_does_not_change(run, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
     assert list(run(tmp_path, total_steps=6)) == []
     assert not differences(tmp_path, uninterrupted())
 
 
-def test_grad_accum_steps_change_memory_not_the_result(uninterrupted):
+def test_grad_accum_steps_do_not_change_the_result(uninterrupted):
     whole = load_model(uninterrupted() / "final.pt").state_dict()
     for grad_accum_steps in (2, 4):
         folder = uninterrupted(grad_accum_steps=grad_accum_steps)
@@ -425,12 +425,12 @@ def test_grad_accum_steps_change_memory_not_the_result(uninterrupted):
             assert row["grad_norm"] == pytest.approx(as_whole["grad_norm"], rel=1e-2)
 
 
-def test_another_seed_is_another_run(uninterrupted):
+def test_another_seed_gives_other_weights(uninterrupted):
     one, other = (load_model(uninterrupted(**seed) / "final.pt") for seed in ({}, {"seed": 1}))
     assert not torch.equal(one.tok_emb.weight, other.tok_emb.weight)
 
 
-def test_skipped_updates_are_counted_and_cost_neither_step_nor_learning_rate(run, tmp_path, train_config, monkeypatch):
+def test_skipped_updates_are_counted_and_do_not_advance_the_step(run, tmp_path, train_config, monkeypatch):
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**30))
     first = next(iter(run(tmp_path, torch.float16, log_every=1)))
     assert first["step"] == 1 and first["skipped_updates"] > 0
@@ -446,14 +446,15 @@ def test_skipped_updates_are_counted_and_cost_neither_step_nor_learning_rate(run
 NEVER = {"log_every": 100, "eval_every": 100, "save_every": 100, "keep_every": 100, "total_steps": 30}
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_last_pt(run, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_the_run_and_does_not_change_last_pt(run, tmp_path, monkeypatch):
     for row in run(tmp_path, log_every=1):
         if row["step"] == 6:
             break
     before = contents(tmp_path)
     monkeypatch.setattr(trainer, "lr_at", lambda *_: 1e36)
     with pytest.raises(
-        FloatingPointError, match=r"at step \d+ the loss is .* nan \(at step \d+ it was \d.*last\.pt is left as it was"
+        FloatingPointError,
+        match=r"at step \d+ the loss is .* nan \(at step \d+ the loss was \d.*last\.pt is left as it was",
     ):
         list(run(tmp_path, log_every=1))
     after = contents(tmp_path)
@@ -462,14 +463,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_last_pt(run, tmp_path
     assert all(math.isfinite(row["train_loss"]) for row in read_log(tmp_path / "loss.jsonl"))
 
 
-def test_a_diverged_model_is_never_kept_as_a_step(run, tmp_path):
+def test_a_diverged_model_is_never_saved_as_a_step_checkpoint(run, tmp_path):
     with pytest.raises(FloatingPointError):
         list(run(tmp_path, **NEVER | {"peak_lr": 1e36, "keep_every": 4}))
     for path in tmp_path.glob("*.pt"):
-        assert torch.isfinite(load_model(path).tok_emb.weight).all(), f"{path.name} holds a diverged model"
+        assert torch.isfinite(load_model(path).tok_emb.weight).all(), f"{path.name} contains a diverged model"
 
 
-def test_a_stop_in_a_diverged_run_does_not_save_it(run, tmp_path, monkeypatch):
+def test_a_diverged_run_is_not_saved_when_it_is_stopped(run, tmp_path, monkeypatch):
     for row in run(tmp_path, log_every=1):
         if row["step"] == 6:
             break
@@ -495,7 +496,7 @@ def test_evaluation_is_the_mean_loss_of_the_same_windows_at_every_call(data_dir,
     assert evaluate(model, loader, 3, torch.bfloat16) != evaluate(model, loader, 3)
 
 
-def test_evaluation_leaves_training_unchanged(uninterrupted, data_dir, model_config):
+def test_evaluation_does_not_change_training(uninterrupted, data_dir, model_config):
     with_few, with_many = uninterrupted(), uninterrupted(eval_every=1, eval_batches=5)
     assert same(load_checkpoint(with_few / "last.pt")["model"], load_checkpoint(with_many / "last.pt")["model"])
     model = GPTMini(model_config)
@@ -505,7 +506,7 @@ def test_evaluation_leaves_training_unchanged(uninterrupted, data_dir, model_con
     assert all(p.grad is None for p in model.parameters()) and torch.is_grad_enabled()
 
 
-def test_a_validation_file_of_less_than_one_batch_is_evaluated_all_the_same(run, tmp_path):
+def test_a_validation_file_smaller_than_one_batch_can_be_evaluated(run, tmp_path):
     rows = list(run(tmp_path, batch_size=64, total_steps=3))
     assert rows[-1]["val_loss"] > 0
 
@@ -549,7 +550,7 @@ def remove_tokenizer(folder):
         (None, {}, {"batch_size": 0}, ValueError, "batch_size is 0"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(
+def test_settings_and_data_that_do_not_fit_are_refused_before_anything_is_written(
     data_dir, model_config, train_config, tmp_path, spoil, model_changes, train_changes, error, sentence
 ):
     data = tmp_path / "data"
@@ -611,7 +612,7 @@ ALLOWED = {
 ALLOWED |= {"save_minutes": 9.0, "keep_every": 3}
 
 
-def test_what_a_resumed_run_may_change_is_all_else(train_config):
+def test_the_list_of_allowed_changes_is_complete(train_config):
     assert set(ALLOWED) == RESUMABLE_CHANGES
 
 
@@ -624,7 +625,7 @@ def test_cadence_length_and_micro_batches_may_change_on_resume(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*not valid JSON, skipped")
-def test_a_new_cadence_evaluates_no_earlier_row(run, tmp_path):
+def test_a_new_eval_every_does_not_evaluate_an_earlier_row(run, tmp_path):
     asked = itertools.count(1)
     list(run(tmp_path, eval_every=12, should_stop=lambda: next(asked) == 10))
     log = tmp_path / "loss.jsonl"
@@ -633,7 +634,7 @@ def test_a_new_cadence_evaluates_no_earlier_row(run, tmp_path):
     assert [(row["step"], "val_loss" in row) for row in rows] == [(9, False), (12, True)]
 
 
-def test_another_split_of_the_same_batches_and_more_threads_go_on_closely(run, uninterrupted, tmp_path):
+def test_with_more_micro_batches_and_threads_a_resumed_run_stays_close_to_the_original(run, uninterrupted, tmp_path):
     for row in run(tmp_path, grad_accum_steps=1):
         if row["step"] == 6:
             break
@@ -649,7 +650,7 @@ def test_another_split_of_the_same_batches_and_more_threads_go_on_closely(run, u
 
 
 def test_resuming_with_other_data_is_refused(uninterrupted, stories, data_dir, model_config, train_config, tmp_path):
-    """As many stories and the same tokenizer: data made again must be the same to the byte."""
+    """Data that is made again must be equal byte for byte; the same tokenizer and number of stories are not enough."""
     shutil.copytree(data_dir, tmp_path / "data")
     tokenizer = load_tokenizer(data_dir / "tokenizer.json")
     write_bin(tmp_path / "data" / "train.bin", [*stories[1:120], stories[0]], tokenizer)
@@ -663,7 +664,7 @@ def test_resuming_with_other_data_is_refused(uninterrupted, stories, data_dir, m
 def test_resuming_with_another_tokenizer_is_refused(
     uninterrupted, stories, data_dir, model_config, train_config, tmp_path
 ):
-    # As large as before, but learned from other stories: only the fingerprint tells them apart.
+    # As large as before, but trained on other stories: only the SHA-256 differs.
     tokenizer = train_tokenizer([story[::-1] for story in stories], 300)
     assert tokenizer.get_vocab_size() == 300
     save_tokenizer(tokenizer, tmp_path / "data" / "tokenizer.json")
@@ -678,11 +679,11 @@ def test_resuming_with_another_tokenizer_is_refused(
     assert contents(tmp_path / "run") == before
 
 
-# --- the log survives
+# --- damaged logs
 
 
 @pytest.mark.filterwarnings("ignore:.*not valid JSON, skipped")
-def test_a_damaged_log_line_does_not_stop_a_resume(run, uninterrupted, tmp_path):
+def test_a_damaged_log_line_does_not_prevent_a_resume(run, uninterrupted, tmp_path):
     for row in run(tmp_path):
         if row["step"] == 6:
             break
@@ -704,7 +705,7 @@ def test_a_last_row_damaged_after_its_step_was_saved_is_written_again(run, unint
     assert log_of(tmp_path) == log_of(uninterrupted(log_every=1))
 
 
-def test_rows_of_steps_that_were_lost_are_replaced(run, uninterrupted, tmp_path):
+def test_log_rows_of_lost_steps_are_replaced(run, uninterrupted, tmp_path):
     for row in run(tmp_path):
         if row["step"] == 6:
             break
@@ -714,7 +715,7 @@ def test_rows_of_steps_that_were_lost_are_replaced(run, uninterrupted, tmp_path)
 
 
 @pytest.mark.parametrize("stop", [1, 6, 9])
-def test_a_run_with_muon_and_growing_sequences_stops_anywhere_and_ends_the_same(run, uninterrupted, tmp_path, stop):
+def test_a_resumed_run_with_muon_and_growing_sequences_equals_an_uninterrupted_one(run, uninterrupted, tmp_path, stop):
     changes = {"optimizer": "muon", "seq_len_start": 4, "log_every": 1}
     for row in run(tmp_path, **changes):
         assert row["tokens"] == row["step"] * 64
@@ -730,18 +731,18 @@ def test_a_run_with_muon_and_growing_sequences_stops_anywhere_and_ends_the_same(
 @pytest.fixture
 def background(monkeypatch):
     def writer(run_dir, step, background, after_save):
-        assert background is False, "on a CPU the loop writes them itself"
+        assert background is False, "on a CPU, the loop writes checkpoints itself"
         return CheckpointWriter(run_dir, step, True, after_save)
 
     monkeypatch.setattr(trainer, "CheckpointWriter", writer)
 
 
-def slowly(monkeypatch, may_go_on):
-    """From now on writing last.pt takes until `may_go_on` is set."""
+def delay_saves(monkeypatch, may_continue):
+    """Make each save of last.pt wait until `may_continue` is set."""
 
     def write(path, content):
         if path.name == "last.pt":
-            assert may_go_on.wait(30)
+            assert may_continue.wait(30)
         save_checkpoint(path, content)
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", write)
@@ -755,27 +756,27 @@ def test_a_run_saved_in_the_background_is_the_same(background, run, uninterrupte
     assert not differences(tmp_path, uninterrupted())
 
 
-def test_the_last_save_in_the_background_is_waited_for(background, run, tmp_path, monkeypatch):
-    may_go_on = threading.Event()
-    slowly(monkeypatch, may_go_on)
+def test_leaving_the_loop_waits_for_saves_in_the_background(background, run, tmp_path, monkeypatch):
+    may_continue = threading.Event()
+    delay_saves(monkeypatch, may_continue)
     for row in run(tmp_path, log_every=1, save_every=8, eval_every=12, keep_every=99):
-        if row["step"] == 11:  # three steps went on while step 8 was waiting for the disk
+        if row["step"] == 11:  # three steps were trained while the save of step 8 waited
             assert not (tmp_path / "last.pt").exists()
-            may_go_on.set()
+            may_continue.set()
             break
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 11
 
 
-def test_a_checkpoint_saved_in_the_background_has_nothing_of_later_steps(
+def test_a_checkpoint_saved_in_the_background_contains_nothing_from_later_steps(
     background, run, uninterrupted, tmp_path, monkeypatch
 ):
-    may_go_on = threading.Event()
-    slowly(monkeypatch, may_go_on)
+    may_continue = threading.Event()
+    delay_saves(monkeypatch, may_continue)
     rows = run(tmp_path, log_every=1, save_every=8, eval_every=12, keep_every=99)
     for row in rows:
         if row["step"] == 11:
             break
-    may_go_on.set()
+    may_continue.set()
     deadline = time.monotonic() + 30
     while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -803,10 +804,10 @@ def test_a_failing_save_in_the_background_warns_and_training_continues(
     assert not differences(tmp_path, uninterrupted(log_every=1))
 
 
-# --- compiled ---------------------------------------------------------------------------------------------------------
+# --- compiled models
 
 
-def test_a_model_that_cannot_be_compiled_is_trained_all_the_same(run, uninterrupted, tmp_path, monkeypatch, capsys):
+def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(run, uninterrupted, tmp_path, monkeypatch, capsys):
     def refuse(model, **_):
         def forward(*_):
             raise RuntimeError("no C++ compiler was found\nand more")
@@ -820,7 +821,7 @@ def test_a_model_that_cannot_be_compiled_is_trained_all_the_same(run, uninterrup
     assert not differences(tmp_path, uninterrupted())
 
 
-def test_compiling_is_no_step_and_not_timed(run, uninterrupted, tmp_path, monkeypatch, capsys):
+def test_compiling_is_not_a_step_and_not_counted_as_training_time(run, uninterrupted, tmp_path, monkeypatch, capsys):
     def slow_at_first(model, **_):
         def forward(x, y):
             if not called:
@@ -833,16 +834,16 @@ def test_compiling_is_no_step_and_not_timed(run, uninterrupted, tmp_path, monkey
     monkeypatch.setattr(device, "pays_to_compile", lambda device, flops: True)
     monkeypatch.setattr(torch, "compile", slow_at_first)
     rows = list(run(tmp_path))
-    assert rows[-1]["seconds"] < 1.0, "the time that compiling takes counts as training"
+    assert rows[-1]["seconds"] < 1.0, "compile time was counted as training time"
     assert re.search(r"compiling the model.*\ncompiled in 1 s", capsys.readouterr().out)
     assert not differences(tmp_path, uninterrupted())
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_run_that_was_interrupted_equals_one_that_was_not(
+def test_a_resumed_compiled_run_equals_an_uninterrupted_one(
     data_dir, model_config, train_config, tmp_path, monkeypatch
 ):
-    """In bits, and it learns what the plain one learns."""
+    """They are equal bit for bit, and close to a run without compiling."""
 
     def run(folder):
         return train(tmp_path / folder, data_dir, replace(model_config, n_layer=1), train_config, "cpu", torch.float32)

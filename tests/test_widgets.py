@@ -1,5 +1,7 @@
 """Sliders and the rating form: they show what the functions behind them return, and save what a reader says."""
 
+from unittest.mock import Mock
+
 import ipywidgets
 import pytest
 
@@ -93,11 +95,10 @@ def test_controls_have_names_wait_for_the_mouse_and_are_core_widgets(tokenizer, 
     budget = budget_sliders(GPTConfig(), 10**8, PRESETS["book"].train, {})
     for box in (merge_slider(tokenizer, SENTENCE), budget, rating_form(DECK, path)):
         assert all(type(part).__module__.startswith("ipywidgets.") for part in (box, *box.children))
-        shown = (ipywidgets.HTML, ipywidgets.Output)
-        controls = [part for part in box.children if not isinstance(part, shown)]
+        controls = [part for part in box.children if not isinstance(part, ipywidgets.HTML | ipywidgets.Output)]
         assert controls and all(control.description for control in controls)
-        marks = (ipywidgets.SelectionSlider, ipywidgets.Button)
-        assert not any(control.continuous_update for control in controls if not isinstance(control, marks))
+        computing = [control for control in controls if isinstance(control, ipywidgets.IntSlider | ipywidgets.Text)]
+        assert not any(control.continuous_update for control in computing)
     sliders = [part for part in box.children if isinstance(part, ipywidgets.SelectionSlider)]
     assert [slider.description for slider in sliders] == list(QUESTIONS)
     assert all(slider.options == (_NO_MARK, *"012345") for slider in sliders)
@@ -145,13 +146,10 @@ def test_a_new_form_continues_after_the_rated_stories_and_another_rater_starts_a
 
 
 def test_a_rating_that_cannot_be_saved_is_reported_in_the_form_and_kept(path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     form = rating_form(DECK, path)
     parts = parts_of(form)
     with monkeypatch.context() as disk:
-        disk.setattr(ratings, "append_row", full)
+        disk.setattr(ratings, "append_row", Mock(side_effect=OSError(28, "No space left on device")))
         rate(form, fun=1)
     assert "No space left on device" in parts["status"].value and "story 1 of 3" in parts["progress"].value
     parts["next"].click()

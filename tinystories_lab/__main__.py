@@ -1,4 +1,4 @@
-"""The five stages from a shell: python -m tinystories_lab [run|prepare|tokenizer|train|generate|retrospective|export]."""
+"""The command line: python -m tinystories_lab [run|prepare|tokenizer|train|generate|retrospective|export]."""
 
 import argparse
 import contextlib
@@ -19,12 +19,12 @@ from tinystories_lab.run import PRESET_VARIABLE, PRESETS, plan_workspace
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0 success, 1 failure with one sentence, 2 wrong usage, 130 stopped."""
+    """Run the command line. Return the exit status: 0 success, 1 failure, 2 wrong usage, 130 stopped by Ctrl-C."""
     with init_distributed():
         several = world_size() > 1
         with contextlib.nullcontext() if rank() == 0 else contextlib.redirect_stdout(io.StringIO()):
             status = _run(arguments)
-    if several:  # gloo's threads release tensors late, and abort if Python is shutting down at that moment
+    if several:  # gloo's threads release tensors late, and abort if Python shuts down at that moment
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -32,36 +32,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    stages = "\n".join(f"  {name:14}{stage.__doc__}" for name, stage in COMMANDS.items())
+    notes = "Finished stages are not repeated, and training resumes from its last save. Files are in data/ and runs/."
+    notes += "\nTo use several GPUs: torchrun --nproc_per_node=N -m tinystories_lab train ..."
     parser = argparse.ArgumentParser(
         prog="tinystories-lab" if Path(sys.argv[0]).stem == "tinystories-lab" else "python -m tinystories_lab",
-        description="Train a small language model on stories, in five stages; `run`, the default, is all of them.",
-        epilog="\n".join(f"  {name:14}{stage.__doc__}" for name, stage in COMMANDS.items())
-        + "\n\nFinished work is not done again, and training resumes from its last checkpoint. All files are in data/ and "
-        "runs/ below the current folder.\nSeveral GPUs: torchrun --nproc_per_node=N -m tinystories_lab train ...",
+        description="Train a small language model on stories, in five stages. The default, `run`, runs all of them.",
+        epilog=f"{stages}\n\n{notes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stage", nargs="?", default="run", choices=["run", *COMMANDS])
-    presets = f"{', '.join(PRESETS)}, or auto: ${PRESET_VARIABLE} if set, otherwise chosen by the hardware"
-    parser.add_argument("--preset", default="auto", metavar="P", help=presets)
-    sources = "tinystories, toyland, a .txt, .jsonl or .parquet file (.gz too), a folder of such files, or owner/name on the Hub"
-    parser.add_argument("--source", default="auto", metavar="S", help=sources)
-    parser.add_argument("--run", default="auto", metavar="NAME", help="folder below runs/ (default: <source>-<preset>)")
-    parser.add_argument(
-        "--data", default="auto", metavar="NAME", help="folder below data/ (default: <source>-<preset>)"
-    )
-    mirrors = "a folder on another disk: run and data are copied there, and restored from there"
-    parser.add_argument("--mirror", metavar="DIR", help=mirrors)
-    fresh = "start the run again from nothing: its folder is moved aside first, nothing is deleted"
-    parser.add_argument("--fresh", action="store_true", help=fresh)
+    text = f"{', '.join(PRESETS)}, or auto: ${PRESET_VARIABLE} if set, otherwise chosen by the hardware"
+    parser.add_argument("--preset", default="auto", metavar="P", help=text)
+    text = "tinystories, toyland, a .txt, .jsonl or .parquet file (or .gz), a folder of these, or owner/name on the Hub"
+    parser.add_argument("--source", default="auto", metavar="S", help=text)
+    for option, parent in (("--run", "runs"), ("--data", "data")):
+        text = f"folder below {parent}/ (default: <source>-<preset>)"
+        parser.add_argument(option, default="auto", metavar="NAME", help=text)
+    text = "folder on another disk, to which run and data are copied and from which they are restored"
+    parser.add_argument("--mirror", metavar="DIR", help=text)
+    text = "start the run again from nothing: its old folder is renamed, and nothing is deleted"
+    parser.add_argument("--fresh", action="store_true", help=text)
     return parser
 
 
 def _run(arguments: list[str] | None) -> int:
-    """What `main` does in each process."""
+    """Do the work of `main` in one process."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.fresh and options.stage not in ("run", "train"):
-        parser.error("--fresh starts a run again: use it with run or train")
+        parser.error("--fresh starts a run again: use it with run or train only")
     if options.stage != "train" and world_size() > 1:
         parser.error(f"{world_size()} processes can only train: run {options.stage} without torchrun")
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
@@ -77,7 +77,7 @@ def _run(arguments: list[str] | None) -> int:
         broadcast(None)  # the other ranks wait until the data is there
         stages = list(STAGES.values()) if options.stage == "run" else [COMMANDS[options.stage]]
         if options.stage == "run" and has_data(lab) and not (lab.data_dir / "stories").exists():
-            stages = stages[2:]  # the data was restored, and its stories are not needed
+            stages = stages[2:]  # the data was restored, so its stories are not needed
         for stage in stages:
             stage(lab)
         if rank() == 0:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to continue, in one file that is written whole, verified, and contains no code."""
+"""Checkpoints: everything that a run needs to continue, in one file that is written whole and verified when read."""
 
 import math
 import pickle
@@ -26,8 +26,7 @@ _KEPT_STEP_CHECKPOINTS = 2
 def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint (see `TrainState.checkpoint`) whole or not at all.
 
-    Raises OSError if the disk refuses it, and FloatingPointError if weights or optimizer state are not finite. Both leave
-    an older file as it was.
+    Raises OSError if the disk refuses it, and FloatingPointError if weights or optimizer state are not finite.
     """
     if broken := _find_not_finite(checkpoint):
         raise FloatingPointError(f"{broken} has values that are not finite: {path} was left as it was")
@@ -38,55 +37,54 @@ def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU and verify it: checksums, the expected `keys`, finite weights, no code.
+    """Return a checkpoint, on the CPU and verified: checksums, the expected `keys`, finite weights, no code.
 
     Raises FileNotFoundError if there is no file, and ValueError if it fails verification.
     """
-    path = Path(path)
+    path, advice = Path(path), "use an older checkpoint"
     try:
-        path.stat()  # not exists(): a disk that fails must not look like a missing file
+        path.stat()  # a disk that fails raises another OSError here: its checkpoints are neither missing nor damaged
     except FileNotFoundError as error:
-        advice = "run 03_train (or `train` in the shell) first"
-        raise FileNotFoundError(f"there is no checkpoint {path}: {advice}") from error
+        message = f"there is no checkpoint {path}: run 03_train (or `train` in the shell) first"
+        raise FileNotFoundError(message) from error
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's file format is a zip archive
+        with zipfile.ZipFile(path) as archive:  # PyTorch's file format is a zip archive
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} fails its checksum")
-            # One flipped bit can turn a record into a folder; torch would then return uninitialized memory.
+            # One flipped bit can turn a record into a folder. PyTorch would then return uninitialized memory.
             if any(entry.external_attr & 0x10 for entry in archive.infolist()):
                 raise zipfile.BadZipFile("a record is marked as a folder")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = "contains more than tensors and plain values"
-        raise ValueError(f"{path} {found}: do not trust it; it was not run") from error
-    except Exception as error:  # zipfile, zlib and torch each raise their own
-        raise ValueError(f"{path} is damaged ({error}): use an older checkpoint") from error
+        message = f"{path} contains more than tensors and plain values: do not trust it (no code in it was run)"
+        raise ValueError(message) from error
+    except Exception as error:  # zipfile, zlib and PyTorch raise different errors
+        raise ValueError(f"{path} is damaged ({error}): {advice}") from error
     if missing := keys - checkpoint.keys() if isinstance(checkpoint, dict) else keys:
         purpose = "resume from" if keys == RESUME_KEYS else "load"
         raise ValueError(f"{path} is not a checkpoint to {purpose}: it lacks {sorted(missing)}")
     try:
         broken = _find_not_finite(checkpoint) if "model" in keys else None
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this project ({error}): use an older checkpoint") from error
+        raise ValueError(f"{path} is not a checkpoint of this project ({error}): {advice}") from error
     if broken:
-        raise ValueError(f"{path} has values that are not finite ({broken}): use an older checkpoint")
+        raise ValueError(f"{path} has values that are not finite ({broken}): {advice}")
     return checkpoint
 
 
 def _find_not_finite(checkpoint: dict[str, Any]) -> str | None:
-    """Return the name of a weight or optimizer tensor that contains infinity or NaN, or None."""
-    state = checkpoint.get("optimizer", {"state": {}})["state"]
-    tensors = {
-        f"{key} of weight {i} in the optimizer": value for i, part in state.items() for key, value in part.items()
-    }
-    for name, tensor in (checkpoint["model"] | tensors).items():
+    """Return the name of a weight or optimizer tensor that contains infinity or NaN; None if there is none."""
+    tensors = {} | checkpoint["model"]
+    for i, state in checkpoint.get("optimizer", {"state": {}})["state"].items():
+        tensors |= {f"{key} of weight {i} in the optimizer": value for key, value in state.items()}
+    for name, tensor in tensors.items():
         if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # six times as fast as checking each value
             return name
     return None
 
 
 def run_checkpoints(run_dir: str | Path) -> list[Path]:
-    """Return the paths a run may be resumed from: last.pt and every step_NNNNN.pt, newest step first."""
+    """Return the paths that a run may resume from: last.pt, then each step_NNNNN.pt, newest first."""
     return [Path(run_dir) / "last.pt", *_step_checkpoints(run_dir)]
 
 
@@ -96,25 +94,25 @@ def _step_checkpoints(run_dir: str | Path) -> list[Path]:
 
 
 def latest_checkpoint(candidates: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """Return path and content of the candidate with the highest step that passes verification; None if no file exists.
+    """Return path and content of the valid candidate with the highest step, or None if no file exists.
 
-    Candidates are verified in order of their steps, so usually one file is read. Warns about each that fails. Raises
-    ValueError if some exist but none passes: starting again from nothing would hide that.
+    Candidates are verified from the highest step down, with a warning for each that fails. Raises ValueError if files
+    exist but all of them fail: to start again from nothing would hide that.
     """
     steps = {path: step for path in candidates if (step := read_step(path)) is not None}
     for path in sorted(steps, key=lambda path: steps[path] if steps[path] >= 0 else math.inf, reverse=True):
         try:
             return path, load_checkpoint(path)
-        except (OSError, ValueError) as error:  # OSError: the disk may fail or disappear
+        except (OSError, ValueError) as error:  # OSError: the disk may disappear
             warnings.warn(f"skipped: {error}", stacklevel=2)
     if steps:
-        found, advice = ", ".join(map(str, steps)), "move them away, or use `--fresh`, to start again"
+        found, advice = ", ".join(map(str, steps)), "to start again, move them away or use `--fresh`"
         raise ValueError(f"none of the run's checkpoints can be read ({found}): {advice}")
     return None
 
 
 def read_step(path: str | Path) -> int | None:
-    """Return the step of a checkpoint without reading its tensors: None if there is no file, -1 if it is not readable."""
+    """Return the step of a checkpoint without reading its tensors; None if there is no file, -1 if it is damaged."""
     for mmap in (True, False):  # some disks do not support memory mapping
         try:
             Path(path).stat()
@@ -142,7 +140,7 @@ def model_from_checkpoint(checkpoint: dict[str, Any], device: str | torch.device
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, one at a time. A failed save becomes a warning, and training continues. Only rank 0 writes.
+    """Writes a run's checkpoints, one at a time, on rank 0 only. A failed save is a warning, and training continues.
 
     With `background`, a thread writes a copy of the checkpoint while training continues. `after_save` is called after
     each successful save of last.pt. `saved_step` is the step of the newest last.pt.
@@ -156,7 +154,7 @@ class CheckpointWriter:
         self._pending: tuple[str, Future] | None = None
 
     def save(self, name: str, checkpoint: dict[str, Any]) -> None:
-        """Write a checkpoint to a file of that name in the run folder, after the previous save has finished."""
+        """Write a checkpoint to a file with this name in the run folder, after the previous save has finished."""
         self.wait()
         if rank() != 0:
             return
@@ -165,7 +163,7 @@ class CheckpointWriter:
                 self._write(name, checkpoint)
             else:  # a copy, because training changes the tensors while the thread writes
                 self._pending = name, self._pool.submit(self._write, name, deepcopy(checkpoint))
-        except Exception as error:  # of any kind: a full disk, weights that are not finite, no memory for the copy
+        except Exception as error:  # a full disk, weights that are not finite, no memory for the copy, ...
             self._warn(name, error)
 
     def wait(self) -> None:
@@ -176,7 +174,7 @@ class CheckpointWriter:
                 self._warn(name, error)
 
     def finish(self, checkpoint: dict[str, Any]) -> None:
-        """Make sure that final.pt has this step's model: it may be missing, or from a shorter schedule. Raises OSError."""
+        """Write final.pt if it is missing, damaged or of an earlier step. Raises OSError if the disk refuses it."""
         self.wait()
         if rank() == 0 and read_step(self.run_dir / "final.pt") != checkpoint["step"]:
             save_checkpoint(self.run_dir / "final.pt", checkpoint)

@@ -1,21 +1,20 @@
-"""Every choice about training, with its allowed range; learning rate and sequence length as functions of the step."""
+"""The settings of a training run with their ranges; learning rate and sequence length as functions of the step."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# What a resumed run may change: when to log, evaluate and save, how to split a batch, and the length of the schedule.
+# A resumed run may change when it logs, evaluates and saves, how it splits a batch, and how long its schedule is.
 RESUMABLE_CHANGES = {"grad_accum_steps", "total_steps", "log_every", "eval_every", "eval_batches", "save_every"}
 RESUMABLE_CHANGES |= {"save_minutes", "keep_every"}
-_OLD_NAMES = {  # up to version 1.0: checkpoints and config.yaml may still use them
+_OLD_NAMES = {  # up to version 1.0: old checkpoints and config.yaml files have them
     "micro_batches": "grad_accum_steps",
     "clip_norm": "grad_clip",
     "matrix_lr": "muon_lr",
     "first_seq_len": "seq_len_start",
     "seq_warmup": "seq_len_warmup_fraction",
 }
-_CHOICES = {"optimizer": ("adamw", "muon"), "sampling": ("random", "shuffle")}
 _AT_LEAST_ONE = ("batch_size", "seq_len", "grad_accum_steps", "total_steps")
 _AT_LEAST_ONE += ("log_every", "eval_every", "eval_batches", "save_every", "keep_every")
 _ABOVE_ZERO = ("peak_lr", "muon_lr", "eps", "grad_clip", "save_minutes")
@@ -23,36 +22,36 @@ _ABOVE_ZERO = ("peak_lr", "muon_lr", "eps", "grad_clip", "save_minutes")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every choice about training. The defaults are the chapter's. Raises ValueError for a value out of range."""
+    """The settings of a training run. The defaults are the chapter's. Raises ValueError for a value out of range."""
 
     batch_size: int = 32  # sequences per step, over all micro-batches and processes
     seq_len: int = 512  # tokens per sequence
-    grad_accum_steps: int = 1  # micro-batches per step: more of them need less memory; the result is the same
+    grad_accum_steps: int = 1  # micro-batches per step: more of them need less memory and give the same result
     total_steps: int = 12_207  # 200M tokens at 16,384 per step
     warmup_steps: int = 200
     peak_lr: float = 6e-4
     final_lr_ratio: float = 0.1  # learning rate at the end, as a fraction of the peak
-    weight_decay: float = 0.1  # of the layers' matrices only
+    weight_decay: float = 0.1  # on the layers' matrices only
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     grad_clip: float = 1.0  # largest norm of the gradient
     optimizer: str = "adamw"  # or "muon": Muon for the layers' matrices, AdamW for everything else
     muon_lr: float = 0.01  # Muon's peak learning rate
-    seq_len_start: int | None = None  # starting sequence length; doubles during warm-up, tokens per step stay constant
+    seq_len_start: int | None = None  # starting sequence length: it doubles in warm-up; tokens per step stay constant
     seq_len_warmup_fraction: float = 0.6  # fraction of the run after which sequences have their full length
-    sampling: str = "random"  # windows drawn with replacement, or "shuffle": each window once per epoch
+    sampling: str = "random"  # draws windows with replacement; "shuffle" reads each window once per epoch
     seed: int = 0
-    log_every: int = 50  # steps, as are the following
+    log_every: int = 50  # in steps
     eval_every: int = 500
     eval_batches: int = 20
-    save_every: int = 500  # last.pt; it is also saved at every evaluation
-    save_minutes: float = 5.0  # last.pt is also saved when this many minutes have passed since the last save
-    keep_every: int = 1_000  # step_NNNNN.pt
+    save_every: int = 500  # steps between two saves of last.pt; each evaluation saves it, too
+    save_minutes: float = 5.0  # last.pt is also saved if this many minutes have passed since the last save
+    keep_every: int = 1_000  # steps between two kept checkpoints, step_NNNNN.pt
 
     def __post_init__(self) -> None:
-        for name, options in _CHOICES.items():
-            self._require(name, getattr(self, name) in options, f"one of {', '.join(options)}")
+        self._require("optimizer", self.optimizer in ("adamw", "muon"), "one of adamw, muon")
+        self._require("sampling", self.sampling in ("random", "shuffle"), "one of random, shuffle")
         for name in _AT_LEAST_ONE:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in _ABOVE_ZERO:
@@ -63,50 +62,43 @@ class TrainConfig:
         self._require("final_lr_ratio", 0 <= self.final_lr_ratio <= 1, "from 0 to 1")
         self._require("seq_len_warmup_fraction", 0 < self.seq_len_warmup_fraction <= 1, "above 0 and at most 1")
         self._require("seed", self.seed >= 0, "at least 0")
-        self._require(
-            "warmup_steps",
-            0 <= self.warmup_steps < self.total_steps,
-            f"at least 0 and below total_steps {self.total_steps}",
-        )
-        if self.batch_size % self.grad_accum_steps:
-            needed = f"a multiple of grad_accum_steps {self.grad_accum_steps}"
-            raise ValueError(f"batch_size is {self.batch_size}; it must be {needed}")
+        needed = f"at least 0 and below total_steps {self.total_steps}"
+        self._require("warmup_steps", 0 <= self.warmup_steps < self.total_steps, needed)
+        needed = f"a multiple of grad_accum_steps {self.grad_accum_steps}"
+        self._require("batch_size", self.batch_size % self.grad_accum_steps == 0, needed)
         start = self.seq_len_start
         if start is not None and self.seq_len not in (start << doublings for doublings in range(16)):
             raise ValueError(f"seq_len_start is {start}; doubled a few times, it must give seq_len {self.seq_len}")
 
-    def _require(self, name: str, is_fine: bool, needed: str) -> None:
-        if not is_fine:
+    def _require(self, name: str, is_valid: bool, needed: str) -> None:
+        if not is_valid:
             raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """Build a config from stored values, which may use names from older versions. Missing values get the default."""
+        """Return the config with these stored values. They may have older names, and missing ones get the default."""
         return cls(**{_OLD_NAMES.get(name, name): value for name, value in values.items()})
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a global batch."""
+        """Tokens in one step's batch, over all micro-batches and processes."""
         return self.batch_size * self.seq_len
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether the validation loss is due after `step` steps."""
+        """Return whether the validation loss is due after `step` steps."""
         return step % self.eval_every == 0 or step == self.total_steps
 
     def is_logged(self, step: int) -> bool:
-        """Whether a log row is due after `step` steps."""
+        """Return whether a log row is due after `step` steps."""
         return step == 1 or step % self.log_every == 0 or self.is_evaluated(step)
 
     def is_saved(self, step: int) -> bool:
-        """Whether last.pt is due after `step` steps, regardless of the minutes since the last save."""
+        """Return whether last.pt is due after `step` steps. The minutes since the last save do not matter here."""
         return step % self.save_every == 0 or self.is_evaluated(step)
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of `step` (from 0): linear warm-up to the peak, then a cosine to its final fraction.
-
-    Step 0 already uses peak_lr / (warmup_steps + 1), and step `warmup_steps` uses the peak.
-    """
+    """Return the learning rate of `step` (from 0): a linear warm-up to peak_lr, then a cosine to its final fraction."""
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / (config.warmup_steps + 1)
     progress = min(1.0, (step - config.warmup_steps) / (config.total_steps - config.warmup_steps))
@@ -115,7 +107,7 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 
 def seq_len_at(step: int, config: TrainConfig) -> int:
-    """Return the sequence length of `step` (from 0): seq_len_start, doubled at even intervals until it is seq_len."""
+    """Return the sequence length of `step` (from 0): seq_len_start, which doubles at even intervals up to seq_len."""
     start = config.seq_len_start or config.seq_len
     doublings = (config.seq_len // start).bit_length() - 1
     progress = min(1.0, step / (config.total_steps * config.seq_len_warmup_fraction))

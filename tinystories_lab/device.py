@@ -1,10 +1,10 @@
-"""Where to compute and in which precision, each choice with its reason; and how several processes train one model."""
+"""Choose the device and the precision, and say why; compile the model; train one model in several processes."""
 
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-_MIN_FLOPS_TO_COMPILE = 3e14  # floating-point operations of a run: an hour on two cores, seconds on a GPU
+_MIN_FLOPS_TO_COMPILE = 3e14  # floating-point operations of a run: an hour on two CPU cores, seconds on a GPU
 
 
 def choose_device() -> tuple[torch.device, str]:
@@ -25,28 +25,30 @@ def choose_device() -> tuple[torch.device, str]:
 
 
 def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    """Return the dtype to compute in on `device` and a sentence that says why. Weights stay in float32 in any case."""
+    """Return the dtype to compute in on `device` and a sentence that says why. Weights stay in float32."""
     if device.type == "cuda":
         # torch.cuda.is_bf16_supported() counts emulation, so it is True even on a T4, where bfloat16 is slow.
         major, minor = torch.cuda.get_device_capability(device)
+        found = f"compute capability {major}.{minor}"
         if (major, minor) >= (8, 0):
-            return torch.bfloat16, f"bfloat16: compute capability {major}.{minor} supports it in hardware"
-        needed = f"compute capability {major}.{minor} is below 8.0, which bfloat16 needs"
-        return torch.float16, f"float16 with loss scaling: {needed}"
+            return torch.bfloat16, f"bfloat16: {found} supports it in hardware"
+        return torch.float16, f"float16 with loss scaling: {found} is below 8.0, which bfloat16 needs"
     if device.type == "mps":
-        if _supports_bfloat16(device):
-            return torch.bfloat16, "bfloat16: the chapter trains in it on Apple's GPU"
+        with suppress(RuntimeError, TypeError, AssertionError):  # older systems refuse bfloat16 or compute wrongly
+            ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
+            if (ones @ ones == 2).all():
+                return torch.bfloat16, "bfloat16: the chapter trains in it on Apple's GPU"
         return torch.float32, "float32: this version of macOS or PyTorch does not support bfloat16 on Apple's GPU"
-    # Measured on two cores: with such instructions 1.3 to 1.5 times the speed of float32, without them a third of it.
+    # Measured on two cores: with these instructions 1.3 to 1.5 times the speed of float32, without them a third of it.
     if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)():
-        return torch.bfloat16, "bfloat16: this CPU has instructions for it and is faster with them"
-    return torch.float32, "float32: this CPU has no instructions for bfloat16 and would be slower in it"
+        return torch.bfloat16, "bfloat16: this CPU has instructions for it, which are faster than float32"
+    return torch.float32, "float32: this CPU has no instructions for bfloat16, which would be slower"
 
 
 def pays_to_compile(device: torch.device, flops: float) -> bool:
-    """Return whether a run of `flops` floating-point operations is long enough to repay the compile time on `device`."""
+    """Return whether a run of `flops` floating-point operations is long enough to repay the compile time."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return False  # PyTorch's compiler gains little there
+        return False  # PyTorch's compiler gains little on such a GPU
     return device.type in ("cuda", "cpu") and flops >= _MIN_FLOPS_TO_COMPILE  # other devices were not tried
 
 
@@ -55,38 +57,27 @@ def compile_model(
 ) -> tuple[Callable[..., Any], float]:
     """Compile and warm up the model if the run is long enough to repay the compile time.
 
-    Returns what to call instead of the model, and the seconds it took. If compiling does not pay or fails, that is the
-    model itself. `warm_up` calls the compiled model once, with a batch of the only shape that it will serve.
+    Returns the compiled model and the seconds that this took. If compiling does not pay or fails, it returns the model
+    itself. `warm_up` calls the compiled model once, with a batch in the shape of all later batches.
     """
     if not pays_to_compile(device, flops):
         return model, 0.0
-    print("compiling the model: this takes about a minute, which a run of this length repays ...")
+    print("compiling the model: this takes about a minute, and saves more than that in a run of this length ...")
     started, compiled = time.perf_counter(), torch.compile(model, dynamic=False)
     try:
         warm_up(compiled)
         print(f"compiled in {time.perf_counter() - started:.0f} s, which tokens_per_second does not count")
     except torch.OutOfMemoryError:
-        pass  # the first step runs out of memory too, and splits the batch
-    except Exception as error:  # a missing compiler, an unknown GPU, a bug in PyTorch: each raises something else
+        pass  # the first step will run out of memory too, and split the batch
+    except Exception as error:  # a missing compiler, an unknown GPU and a bug in PyTorch raise different errors
         compiled = model
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(
-            f"the model could not be compiled ({reason}): training continues without, more slowly", stacklevel=3
-        )
+        warnings.warn(f"the model could not be compiled ({reason}): training continues, but more slowly", stacklevel=3)
     return compiled, time.perf_counter() - started
 
 
-def _supports_bfloat16(device: torch.device) -> bool:
-    """Whether a small bfloat16 product on `device` works and is correct; older systems refuse the dtype."""
-    try:
-        ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
-        return bool((ones @ ones == 2).all())
-    except (RuntimeError, TypeError, AssertionError):
-        return False
-
-
 def rank() -> int:
-    """Return the number of this process, from 0. Only rank 0 writes files."""
+    """Return the number of this process, counted from 0. Only rank 0 writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -97,10 +88,7 @@ def world_size() -> int:
 
 @contextmanager
 def init_distributed() -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of the block. Without torchrun, do nothing.
-
-    Each process uses its own GPU (NCCL), or all of them use CPUs (gloo).
-    """
+    """Join the processes that torchrun started, each with a GPU (NCCL) or on the CPU (gloo). Otherwise do nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -120,12 +108,12 @@ def local_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """Wrap the model so that a backward pass averages gradients over all ranks. With one process, return it unchanged."""
+    """Return the model with a backward pass that averages gradients over all ranks. One process needs no wrapper."""
     return DistributedDataParallel(model) if world_size() > 1 else model
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """Return the mean over all ranks, computed in place. Does not synchronize the host."""
+    """Return the mean over all ranks, computed in place. The CPU does not wait for the result."""
     if world_size() > 1:
         dist.all_reduce(value)
         value /= world_size()
@@ -133,15 +121,13 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 
 
 def any_rank(value: bool) -> bool:
-    """Return whether `value` is true on any rank. Synchronizes the host if there are several."""
-    if world_size() == 1:
-        return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    """Return whether `value` is true on any rank. If there are several, the CPU waits for the result."""
+    device = "cuda" if world_size() > 1 and dist.get_backend() == "nccl" else "cpu"
     return bool(all_reduce_mean(torch.tensor(float(value), device=device)) > 0)
 
 
 def broadcast(value: Any) -> Any:
-    """Return rank 0's value on every rank. It may be any object; tensors in it must be on the CPU."""
+    """Return rank 0's value on every rank. It may be any object, but its tensors must be on the CPU."""
     box = [value]
     if world_size() > 1:
         dist.broadcast_object_list(box)

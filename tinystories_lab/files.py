@@ -1,4 +1,4 @@
-"""Files written whole or not at all, JSON lines, and checksums."""
+"""Files that are written whole or not at all, JSON lines, and checksums."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ Row = dict[str, Any]
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a file for writing that replaces `path` only if the block succeeds.
+    """Open a new file for writing, which replaces `path` only if the block succeeds.
 
-    The block writes to `<path>.partial` beside it, which is then flushed, synced to disk and renamed. If the block
-    raises, the partial file is deleted and `path` keeps its old content. Text modes write UTF-8.
+    The block writes to `<path>.partial`. Then this file is synced to disk and renamed. If the block raises, the partial
+    file is deleted, and `path` keeps its old content. Text modes write UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,13 +28,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:  # KeyboardInterrupt too: nobody should find half a file later
+    except BaseException:  # KeyboardInterrupt too: half a file must not stay
         partial.unlink(missing_ok=True)
         raise
 
 
 def append_row(path: str | Path, row: Row) -> None:
-    """Append one row to a JSON lines file. If a crash cut off the last line, start a new one."""
+    """Append one row to a JSON lines file. If a crash cut off the last line, the row starts a new one."""
     with open(path, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -44,7 +44,7 @@ def append_row(path: str | Path, row: Row) -> None:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Return all rows of a JSON lines file, in order. Damaged lines are skipped with a warning; no file means no rows."""
+    """Return all rows of a JSON lines file; none if there is no file. Damaged lines are skipped with a warning."""
     path, rows = Path(path), []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
@@ -56,7 +56,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_log(path: str | Path) -> list[Row]:
-    """Return the rows of loss.jsonl sorted by step. If a resumed run logged a step again, the later row counts."""
+    """Return the rows of loss.jsonl, sorted by step. If a resumed run logged a step again, its later row counts."""
     return [row for _, row in sorted({row["step"]: row for row in read_rows(path)}.items())]
 
 

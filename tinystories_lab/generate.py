@@ -1,14 +1,14 @@
-"""Generate text: read the prompt, sample the next token, repeat."""
+"""Generate text: read the prompt, sample the next token, and repeat."""
 
 import math
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tinystories_lab.files import Row
 from tinystories_lab.model import GPTMini, KVCache
 from tinystories_lab.tokenizer import decode_continuation, encode_prompt, eos_id
 
@@ -18,11 +18,11 @@ TEMPERATURE, TOP_K, NEW_TOKENS = 0.8, 50, 120  # the chapter's settings
 def next_token_probabilities(
     logits: Tensor, temperature: float = TEMPERATURE, top_k: int | None = TOP_K, top_p: float | None = None
 ) -> Tensor:
-    """Return the probability of each next token: logits (..., V) in, the same shape out, float32 on the CPU.
+    """Return the probability of each next token, in the shape of the logits (..., V), as float32 on the CPU.
 
-    Temperature divides the logits; 0 is greedy and puts all probability on the most likely token. Then only the `top_k`
-    most likely tokens stay, then the smallest set of tokens with a total probability of at least `top_p`. None turns
-    a filter off. Raises ValueError for values out of range.
+    The logits are divided by the temperature; 0 is greedy and gives the most likely token all probability. Then `top_k`
+    keeps the k most likely tokens, and `top_p` keeps the smallest set of tokens whose total probability is at least p.
+    None turns a filter off. Raises ValueError for values out of range.
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more, 0.7 to 0.9 is a good start")
@@ -33,18 +33,16 @@ def next_token_probabilities(
     logits = logits.detach().float().cpu()
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    values, ids = logits, None
     if top_k is not None and top_k < logits.shape[-1]:
         values, ids = logits.topk(top_k)
         smallest = values[..., -1:]
-        if (logits == smallest).sum() > (values == smallest).sum():  # among equals keep the first, as argmax does
+        if (logits == smallest).sum() > (values == smallest).sum():  # of equal logits keep the first, as argmax does
             values, ids = (part[..., :top_k] for part in logits.sort(descending=True, stable=True))
-    probabilities = torch.softmax((values - values.amax(-1, keepdim=True)) / temperature, dim=-1)
-    if ids is not None:
-        probabilities = torch.zeros_like(logits).scatter_(-1, ids, probabilities)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, ids, values)
+    probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
     if top_p is not None:
         descending, order = probabilities.sort(descending=True, stable=True)
-        dropped = descending.cumsum(-1) - descending >= top_p  # never the most likely token
+        dropped = descending.cumsum(-1) - descending >= top_p  # this is false for the most likely token
         probabilities = probabilities.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0)
         probabilities /= probabilities.sum(-1, keepdim=True)
     return probabilities
@@ -59,16 +57,16 @@ def sample(probabilities: Tensor, generators: Sequence[torch.Generator | None]) 
 
 
 def context_window(ids: list[int], max_len: int) -> list[int]:
-    """Return the last ids, which the model sees: all of them up to max_len; beyond that, half are dropped at a time.
+    """Return the last ids, which the model reads: all of them up to max_len. After that, half are dropped at a time.
 
-    So each token is read twice at most. The probabilities are those of an uncached model that reads the window.
+    So the model reads each token twice at most. The probabilities are those of the window, read without a cache.
     """
     half = max(1, max_len // 2)
     return ids[math.ceil(max(0, len(ids) - max_len) / half) * half :]
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise ValueError if there are no ids, or if one is not in the vocabulary."""
+    """Raise ValueError if there are no ids or if one of them is not in the vocabulary."""
     if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
         needed = f"at least one id, each from 0 to {vocab_size - 1}"
         raise ValueError(f"a prompt needs {needed}; got {ids[:8]}: is this the model's tokenizer?")
@@ -86,9 +84,10 @@ def stream_batch(
     seeds: Sequence[int | None],
     stop_id: int | None = None,
 ) -> Iterator[list[int | None]]:
-    """Continue several prompts at once: yield each row's next token id, or None once that row has finished.
+    """Continue several prompts at once. Yield the next token id of each row, or None if the row has finished.
 
-    A row finishes before `stop_id`. With the same seed, each row gets the same ids as it would alone (see `stream`).
+    Each row gets up to `max_new_tokens` ids and finishes before `stop_id`. With the same seed, it gets the same ids in
+    every batch. The model reads the `context_window` of each row. Raises ValueError as `check_ids` does.
     """
     config, device = model.config, model.tok_emb.weight.device
     sequences = [list(prompt) for prompt in prompts]
@@ -129,12 +128,9 @@ def stream(
     seed: int | None = None,
     stop_id: int | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_new_tokens` ids that continue `ids`, ending before `stop_id`. The same seed gives the same ids.
-
-    The model sees the `context_window` of the ids. Raises ValueError if `ids` is empty or has an id outside the vocabulary.
-    """
-    settings = (temperature, top_k, top_p)
-    for (next_id,) in stream_batch(model, [ids], max_new_tokens, *settings, seeds=[seed], stop_id=stop_id):
+    """Yield the ids that continue one prompt, as `stream_batch` does for several."""
+    filters = (temperature, top_k, top_p)
+    for (next_id,) in stream_batch(model, [ids], max_new_tokens, *filters, seeds=[seed], stop_id=stop_id):
         yield next_id
 
 
@@ -147,38 +143,30 @@ def generate_batch(
     top_k: int | None = TOP_K,
     top_p: float | None = None,
     seeds: Sequence[int | None] | None = None,
-) -> list[dict[str, Any]]:
-    """Generate a story for each prompt, all at once. Returns rows as in samples.jsonl, in the order of the prompts.
+) -> list[Row]:
+    """Generate one story for each prompt, all at once. Return rows as in samples.jsonl, in the order of the prompts.
 
-    A row has the prompt, the story (prompt included), whether it `ended` by itself, and the settings. An empty prompt
-    starts as every story does, after `<|endoftext|>`.
+    A row has the prompt, the story (prompt included), whether the model `ended` it, and the settings. An empty prompt
+    starts like every story, after `<|endoftext|>`.
     """
     seeds = [None] * len(prompts) if seeds is None else seeds
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    filters = (temperature, top_k, top_p)
-    steps = list(stream_batch(model, ids, max_new_tokens, *filters, seeds=seeds, stop_id=eos_id(tokenizer)))
-    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    steps = list(stream_batch(model, ids, max_new_tokens, **filters, seeds=seeds, stop_id=eos_id(tokenizer)))
     rows = []
     for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         new = [step[row] for step in steps if step[row] is not None]
-        generated = {
-            "prompt": prompt,
-            "story": prompt + decode_continuation(tokenizer, ids[row] + new, len(ids[row])),
-            "ended": len(new) < max_new_tokens,
-        }
-        rows.append(generated | settings | {"seed": seed, "max_new_tokens": max_new_tokens})
+        story = prompt + decode_continuation(tokenizer, ids[row] + new, len(ids[row]))
+        generated = {"prompt": prompt, "story": story, "ended": len(new) < max_new_tokens}
+        rows.append(generated | filters | {"seed": seed, "max_new_tokens": max_new_tokens})
     return rows
 
 
-def generate(
-    model: GPTMini, tokenizer: Tokenizer, prompt: str, *args: Any, seed: int | None = None, **settings: Any
-) -> str:
-    """Generate one story and return its text, prompt included. Takes the settings of `generate_batch`."""
+def generate(model: GPTMini, tokenizer: Tokenizer, prompt: str, *args, seed: int | None = None, **settings) -> str:
+    """Generate one story with the settings of `generate_batch`. Return its text, prompt included."""
     return generate_batch(model, tokenizer, [prompt], *args, seeds=[seed], **settings)[0]["story"]
 
 
-def generate_samples(
-    model: GPTMini, tokenizer: Tokenizer, max_new_tokens: int, prompts: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Generate the ten stories that a run keeps: the prompts in turn, with seeds 0 to 9, the same on every call."""
+def generate_samples(model: GPTMini, tokenizer: Tokenizer, max_new_tokens: int, prompts: Sequence[str]) -> list[Row]:
+    """Generate the ten stories that a run keeps. It takes the prompts in turn and the seeds 0 to 9."""
     return generate_batch(model, tokenizer, list(islice(cycle(prompts), 10)), max_new_tokens, seeds=range(10))

@@ -1,4 +1,4 @@
-"""Random windows of a token file, as a pure function of the step: a resume has no loader state to restore."""
+"""Batches of windows from a token file. A batch is a pure function of the step, so a resume needs no loader state."""
 
 import json
 import warnings
@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-_STEPS_PER_DRAW = 64  # seeding a generator takes longer than drawing from it
+_STEPS_PER_DRAW = 64  # steps whose windows are drawn together, because it is slow to seed a generator for each
 
 
 @dataclass(frozen=True)
 class BinInfo:
-    """What a token file contains. It is stored beside the file as JSON: train.bin has train.json."""
+    """What a token file contains. A JSON sidecar beside the file stores it: train.json for train.bin."""
 
     tokens: int
     stories: int
-    bytes: int  # UTF-8 bytes of the stories' text, without end-of-text markers
+    bytes: int  # UTF-8 bytes of the stories' text, without end-of-text tokens
     vocab_size: int
     dtype: str
     tokenizer_sha256: str
@@ -27,12 +27,12 @@ class BinInfo:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token, counting end-of-text markers as tokens. Converts nats per token to bits per byte."""
+        """Bytes of text per token, end-of-text tokens included. It converts nats per token to bits per byte."""
         return self.bytes / self.tokens
 
     @classmethod
     def load(cls, bin_path: str | Path) -> "BinInfo | None":
-        """Read the sidecar of a token file; return None if there is none. Raises ValueError if it is damaged."""
+        """Return the sidecar of a token file, or None if there is none. Raises ValueError if it is damaged."""
         sidecar = Path(bin_path).with_suffix(".json")
         if not sidecar.exists():
             return None
@@ -43,10 +43,7 @@ class BinInfo:
 
 
 def open_tokens(path: str | Path) -> np.ndarray:
-    """Return the uint16 ids of a token file, memory-mapped if the disk supports it, otherwise read into memory.
-
-    Raises FileNotFoundError if there is no file, and ValueError if its size is odd or zero.
-    """
+    """Return the uint16 ids of a token file, memory-mapped if possible. Raises ValueError for an odd or empty file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no token file {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
@@ -54,21 +51,20 @@ def open_tokens(path: str | Path) -> np.ndarray:
     if size % 2 or not size:
         raise ValueError(f"{path} has {size} bytes, but uint16 ids take two each: write it again (02_tokenizer)")
     try:
-        return np.memmap(path, np.uint16, mode="c")  # writable for PyTorch's sake; changes would stay in memory
+        return np.memmap(path, np.uint16, mode="c")  # PyTorch wants a writable array; writes would not reach the file
     except (OSError, ValueError) as error:
-        megabytes = f"{size / 1e6:,.0f} MB"
-        warnings.warn(f"{path} cannot be memory-mapped ({error}): reading its {megabytes} into memory", stacklevel=3)
+        found = f"{path} cannot be memory-mapped ({error})"
+        warnings.warn(f"{found}: all of its {size / 1e6:,.0f} MB are read into memory", stacklevel=3)
         return np.fromfile(path, np.uint16)
 
 
 class BinLoader:
-    """Batches of windows from a token file of uint16 ids.
+    """Batches of windows from a token file of uint16 ids, on `device`.
 
-    `sampling="random"` draws windows at any position with replacement, as the chapter does. `"shuffle"` cuts the file into
-    adjacent windows and visits each once per epoch, in an order that depends on (seed, epoch). Batches are on `device`; a
-    GPU holds the whole file if it needs less than an eighth of its free memory. Raises FileNotFoundError for a missing file,
-    and ValueError if its size is odd, if it is shorter than one window, or if it contradicts its sidecar,
-    `tokenizer_sha256` or `vocab_size`.
+    `sampling="random"` draws windows at any position with replacement, as the chapter does. `"shuffle"` cuts the file
+    into adjacent windows and reads each once per epoch, in an order given by (seed, epoch). A GPU keeps the whole file
+    if that takes less than an eighth of its free memory. Raises FileNotFoundError if there is no file, and ValueError
+    if it is damaged, shorter than one window, or contradicts its sidecar, `tokenizer_sha256` or `vocab_size`.
     """
 
     def __init__(
@@ -93,22 +89,21 @@ class BinLoader:
         if len(self.tokens) < seq_len + 1:
             needed = f"a window of seq_len {seq_len} needs {seq_len + 1}"
             raise ValueError(f"{path} has {len(self.tokens)} tokens; {needed}: use more stories, or a smaller seq_len")
-        # Checking every id takes 0.2 s for 200M. Otherwise a bad id would end the run somewhere in the middle.
+        # To check every id takes 0.2 s for 200M tokens. Without this check, a bad id would stop the run in the middle.
         if vocab_size is not None and (largest := int(self.tokens.max())) >= vocab_size:
             found = f"the token id {largest}, but the model's vocab_size is {vocab_size}"
             raise ValueError(f"{path} contains {found}: use the vocabulary of this file's tokenizer")
-        self.windows = (len(self.tokens) - 1) // seq_len  # adjacent windows, each followed by one more token to predict
+        self.windows = (len(self.tokens) - 1) // seq_len  # adjacent windows that have a next token
         self.device = torch.device(device)
         self._ids = torch.from_numpy(self.tokens.view(np.int16))  # PyTorch supports few operations on uint16
         if _fits_on_gpu(self.device, self.tokens.nbytes):
             self._ids = self._ids.to(self.device)
-        # Results of the last calls, kept for speed only
-        self._draw_starts, self._shuffle = lru_cache(2)(self._draw_starts), lru_cache(2)(self._shuffle)
+        self._draw_starts, self._shuffle = lru_cache(2)(self._draw_starts), lru_cache(2)(self._shuffle)  # for speed
 
     def batch(self, step: int, seq_len: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the batch of `step`: x and y, int64, each (batch_size, seq_len). y is x shifted by one token.
 
-        A shorter `seq_len` gives the same number of tokens in more rows. Shuffled epochs then use windows of that length.
+        A shorter `seq_len` gives the same number of tokens in more rows, and shuffled epochs of shorter windows.
         """
         seq_len = seq_len or self.seq_len
         rows = self.batch_size * self.seq_len // seq_len
@@ -126,7 +121,7 @@ class BinLoader:
         return ids[:, :-1], ids[:, 1:]
 
     def _draw_starts(self, block: int, rows: int, seq_len: int) -> np.ndarray:
-        """Where the windows of 64 consecutive steps start, (64, rows)."""
+        """Return where the windows of 64 consecutive steps start, (64, rows)."""
         rng = np.random.default_rng((self.seed, block))
         return rng.integers(0, len(self.tokens) - seq_len, (_STEPS_PER_DRAW, rows))
 
@@ -139,27 +134,26 @@ def _check_sidecar(path: Path, tokens: int, vocab_size: int | None, tokenizer_sh
     info = BinInfo.load(path)
     if info is None:
         return None
-    found = None
     if info.dtype != "uint16":
-        found = f"with {info.dtype} ids, and only uint16 can be read"
+        found = f"with {info.dtype} ids, but only uint16 can be read"
     elif info.tokens != tokens:
         found = f"with {info.tokens:,} tokens, but it has {tokens:,}"
     elif vocab_size is not None and info.vocab_size > vocab_size:
-        found = f"with a vocabulary of {info.vocab_size:,} tokens, the model has {vocab_size:,}"
+        found = f"with a vocabulary of {info.vocab_size:,} tokens, but the model has {vocab_size:,}"
     elif tokenizer_sha256 not in (None, info.tokenizer_sha256):
         found = "with another tokenizer than the tokenizer.json beside it"
-    if found:
-        raise ValueError(f"{path} was written {found}: write the file again (02_tokenizer)")
-    return info
+    else:
+        return info
+    raise ValueError(f"{path} was written {found}: write the file again (02_tokenizer)")
 
 
 def _fits_on_gpu(device: torch.device, size: int) -> bool:
-    """Whether `device` is a GPU with plenty of free memory for `size` bytes."""
+    """Return whether `device` is a GPU that has more than eight times `size` bytes of free memory."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 8
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to `device`, if it is elsewhere. From pinned memory, a GPU copies while the CPU continues."""
+    """Return the tensor on `device`. From pinned memory, a GPU copies while the CPU continues."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

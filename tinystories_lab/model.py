@@ -16,10 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 INIT_STD = 0.02
 _QUERY_BLOCK = 128  # queries per block of attention on a CPU
-_LOSS_BLOCK = {
-    "cpu": 1_024,
-    "gpu": 8_192,
-}  # tokens whose logits exist at a time: 33 and 262 MB for a vocabulary of 8,000
+_LOSS_BLOCK = {"cpu": 1_024, "gpu": 8_192}  # tokens whose logits exist at the same time: 33 and 262 MB if V is 8,000
 _OLD_NAMES = {"tied": "tie_embeddings"}  # up to version 1.0
 
 
@@ -46,17 +43,17 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
-        """Build a config from stored values, which may use names from older versions. Missing values get the default."""
+        """Return the config with these stored values. They may have older names, and missing ones get the default."""
         return cls(**{_OLD_NAMES.get(name, name): value for name, value in values.items()})
 
     @property
     def d_hidden(self) -> int:
-        """Width of the SwiGLU; usually 8/3 of d_model, so that three matrices are as large as two of width 4 * d_model."""
+        """Width of the SwiGLU: 8/3 of d_model, so that its three matrices are as large as two of width 4 * d_model."""
         return self.hidden or math.ceil(8 * self.d_model / 3 / 8) * 8
 
 
 def rope_tables(max_len: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of every position's rotation angles, each (max_len, head_dim). (Su et al. 2021)"""
+    """Return the cosines and sines of each position's rotation angles, each (max_len, head_dim) (Su et al. 2021)."""
     frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies).repeat(1, 2)
     return angles.cos().float(), angles.sin().float()
@@ -69,10 +66,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention in which each token attends to itself and earlier tokens. All are (B, H, T, D)."""
+    """Return the attention of each token over itself and all earlier tokens. Every tensor is (B, H, T, D)."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    # PyTorch's CPU kernel also computes the masked half. Forward and backward took 2.7 times as long as this does.
+    # PyTorch's CPU kernel also computes the masked half: its two passes took 2.7 times as long as these blocks.
     blocks = []
     for start in range(0, q.shape[-2], _QUERY_BLOCK):
         queries = q[..., start : start + _QUERY_BLOCK, :]
@@ -86,14 +83,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class KVCache:
     """Cached keys and values: each new token needs a forward pass over that token only.
 
-    The model's first call with a cache reads prompts of `lengths` tokens, (B, T), padded at the end. Every later call reads
-    one token per row, (B, 1), up to max_len in total. Each row has its own position; padding does not affect it.
+    The model's first call with a cache reads the prompts (B, T). They have `lengths` tokens and are padded at the end.
+    Each later call reads one token per row (B, 1). Each row counts its own positions, without the padding.
     """
 
     def __init__(self, model: "GPTMini", lengths: Sequence[int]) -> None:
         config, weight = model.config, model.tok_emb.weight
         shape = (config.n_layer, len(lengths), config.n_head, config.max_len, config.d_model // config.n_head)
-        # Zeros rather than empty memory: masked values are multiplied by 0, and 0 times a leftover NaN would be NaN.
+        # Zeros, not empty memory: masked values are multiplied by 0, and 0 times a leftover NaN would be NaN.
         self.keys, self.values = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
         self.longest = max(lengths)  # tokens read by the longest row
         self._lengths = torch.tensor(lengths, device=weight.device)
@@ -110,7 +107,7 @@ class KVCache:
         return self._lengths[:, None, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store the new keys and values of `layer`; return the attention of the new tokens over all tokens of their row."""
+        """Store a layer's new keys and values. Return the attention of the new tokens over all tokens of their row."""
         keys, values = self.keys[layer], self.values[layer]
         if self._is_first_call:
             keys[:, :, : k.shape[2]], values[:, :, : k.shape[2]] = k, v
@@ -120,7 +117,7 @@ class KVCache:
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask)
 
     def last(self, x: Tensor) -> Tensor:
-        """Return the vectors (B, 1, C) of each row's last token in x (B, T, C). Called once after all layers."""
+        """Return the vectors (B, 1, C) of each row's last token in x (B, T, C). The model calls it after its layers."""
         if self._is_first_call:
             self._is_first_call = False
             return x[self._rows, self._lengths - 1][:, None]
@@ -160,7 +157,7 @@ class _SwiGLU(nn.Module):
 
 
 class _Block(nn.Module):
-    """One layer. The norms come before attention and feed-forward network, so nothing interrupts the residual stream."""
+    """One layer. Its norms come before attention and feed-forward network, so the residual stream has no norm in it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -187,26 +184,19 @@ class GPTMini(nn.Module):
         cos, sin = rope_tables(config.max_len, config.d_model // config.n_head, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)  # rebuilt from the config, so not in checkpoints
         self.register_buffer("sin", sin, persistent=False)
-        self._init_weights()
-
-    @torch.no_grad()
-    def _init_weights(self) -> None:
-        # The head shares the embedding's matrix: with torch's default N(0, 1) the loss would start near 300.
+        # The head shares the embedding's matrix: with torch's default N(0, 1), the first loss would be near 300.
         for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                continue  # norms start at 1
-            # Each layer adds two terms to the residual stream. Scaled like this, their sum does not grow with depth (GPT-2).
-            adds_to_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
-            terms = 2 * self.config.n_layer if adds_to_residual else 1
-            nn.init.normal_(parameter, std=INIT_STD / math.sqrt(terms))
+            if parameter.ndim == 2:  # norms start at 1
+                # Each layer adds two terms to the residual stream. This scale keeps their sum equal at any depth.
+                adds_to_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                terms = 2 * config.n_layer if adds_to_residual else 1
+                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(terms))
 
-    def forward(
-        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> tuple:
         """Return (logits, None) for ids (B, T) int64, or (None, loss) if targets (B, T) are given.
 
-        Logits are (B, T, V); the loss is the mean cross-entropy in nats per token. With a cache, ids are the prompts or
-        each row's next token, and the logits (B, 1, V) follow each row's last token. Raises ValueError if T exceeds max_len.
+        Logits are (B, T, V). The loss is the mean cross-entropy in nats per token. With a cache, ids are the prompts or
+        each row's next token; the logits (B, 1, V) are for the token after it. Raises ValueError if T exceeds max_len.
         """
         T = ids.shape[1]
         if self.config.max_len < T:
@@ -223,8 +213,8 @@ class GPTMini(nn.Module):
         block_size = _LOSS_BLOCK["cpu" if x.device.type == "cpu" else "gpu"]
         blocks = zip(x.flatten(0, 1).split(block_size), targets.flatten().split(block_size), strict=True)
         total = torch.zeros((), device=x.device)
-        for block, wanted in blocks:  # the backward pass recomputes each block's logits, so none are kept
-            total = total + checkpoint(_summed_loss, block, head, wanted, use_reentrant=False, preserve_rng_state=False)
+        for block in blocks:  # the backward pass computes each block's logits again, so none are kept
+            total = total + checkpoint(_sum_loss, head, *block, use_reentrant=False, preserve_rng_state=False)
         return None, total / targets.numel()
 
     def count_parameters(self) -> int:
@@ -232,13 +222,13 @@ class GPTMini(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _summed_loss(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the tokens' cross-entropies: x (N, C), head (V, C), targets (N)."""
+def _sum_loss(head: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of the tokens' cross-entropies: head (V, C), x (N, C), targets (N)."""
     return F.cross_entropy(F.linear(x, head).float(), targets, reduction="sum")
 
 
 def new_model(config: GPTConfig, seed: int = 0) -> GPTMini:
-    """Return an untrained model whose weights depend on `seed` alone; the global random state does not change."""
+    """Return an untrained model. Its weights depend on `seed` only, and the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPTMini(config)

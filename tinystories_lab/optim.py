@@ -1,6 +1,6 @@
-"""The optimizer: AdamW in two parameter groups, or Muon for the layers' matrices and AdamW for everything else."""
+"""The optimizer: AdamW with two parameter groups, or Muon for the layers' matrices and AdamW for all else."""
 
-from typing import Any
+from functools import partial
 
 import torch
 
@@ -9,45 +9,36 @@ from tinystories_lab.model import GPTMini
 
 
 class _MuonWithAdamW(torch.optim.Optimizer):
-    """PyTorch's Muon (Jordan et al. 2024) and its AdamW as one optimizer, with one state to save and one step to take."""
+    """PyTorch's Muon (Jordan et al. 2024) and AdamW as one optimizer, with one state and one `step`."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        self._parts = muon, adamw
-        self._share_state()
-
-    def _share_state(self) -> None:
-        muon, adamw = self._parts
-        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        muon.state = adamw.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)  # this replaces param_groups and state
-        self._share_state()
+        self._muon, self._adamw = muon, adamw
 
     def step(self) -> None:
-        for part in self._parts:
-            part.step()
+        # Both use the groups and the state of this optimizer, which load_state_dict replaces.
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self._muon.state = self._adamw.state = self.state
+        self._muon.step()
+        self._adamw.step()
 
 
 def make_optimizer(model: GPTMini, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of `config`, with weight decay on the layers' matrices and none on norms and embedding."""
-    # Selected by place, not by name: the chapter's filter `'embed' in name` misses a parameter called tok_emb.
-    matrices = [p for p in model.blocks.parameters() if p.ndim >= 2]
+    """Return the optimizer of `config`. It applies weight decay to the layers' matrices, not to norms and embedding."""
+    # They are selected by place. The chapter's filter by name, `'embed' in name`, misses a parameter called tok_emb.
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    betas, eps = (config.beta1, config.beta2), config.eps
-    if config.optimizer == "muon":
-        muon = torch.optim.Muon(
-            [{"params": matrices, "lr_ratio": config.muon_lr / config.peak_lr}],
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",  # scales updates so that AdamW's learning rates suit matrices of any shape
-        )
-        return _MuonWithAdamW(muon, torch.optim.AdamW(others, betas=betas, eps=eps, weight_decay=0.0, fused=True))
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+    decayed = {"params": matrices, "weight_decay": config.weight_decay}
+    not_decayed = {"params": others, "weight_decay": 0.0}
+    adamw = partial(torch.optim.AdamW, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    if config.optimizer == "adamw":
+        return adamw([decayed, not_decayed])
+    decayed["lr_ratio"] = config.muon_lr / config.peak_lr
+    # This adjustment scales updates so that AdamW's learning rates suit matrices of any shape.
+    return _MuonWithAdamW(torch.optim.Muon([decayed], adjust_lr_fn="match_rms_adamw"), adamw([not_decayed]))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group. Muon's group has an `lr_ratio`: its rate over AdamW's."""
+    """Set the learning rate of each parameter group. In Muon's group it is `lr_ratio` times as high as AdamW's."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_ratio", 1.0)

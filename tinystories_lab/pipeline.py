@@ -1,4 +1,4 @@
-"""The five stages of a run, as the shell and the notebooks use them. Each starts from the files of the one before."""
+"""The five stages of a run, for the shell and the notebooks. Each stage reads the files of the stage before it."""
 
 import warnings
 from collections.abc import Iterator
@@ -37,8 +37,8 @@ def prepare(lab: Workspace) -> None:
 def tokenizer_stage(lab: Workspace) -> None:
     """cleaned stories -> tokenizer.json, train.bin, val.bin"""
     stories, report = open_stories(lab.data_dir)
-    last_made = lab.data_dir / "val.json"
-    if not last_made.exists() or last_made.stat().st_mtime < (lab.data_dir / "stories" / "report.json").stat().st_mtime:
+    written_last, written_first = lab.data_dir / "val.json", lab.data_dir / "stories" / "report.json"
+    if not written_last.exists() or written_last.stat().st_mtime < written_first.stat().st_mtime:
         texts = StoryTexts(stories["train"], lab.preset.tokenizer_stories)
         tokenizer = train_tokenizer(texts, lab.preset.model.vocab_size)
         save_tokenizer(tokenizer, lab.data_dir / "tokenizer.json")
@@ -52,27 +52,19 @@ def tokenizer_stage(lab: Workspace) -> None:
 def train_run(
     lab: Workspace, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[Row]:
-    """Train the run of a workspace, or resume it; yield the rows of `train`.
+    """Train the run of a workspace, or resume it. Yield the rows of `train`.
 
-    Adds to `train` what keeps a run safe: one session at a time, config.yaml, Ctrl-C and termination signals that wait for
-    the end of a step, and the mirror. With a mirror each row has mirrored_step, the step of the newest checkpoint
-    there. Raises BlockingIOError in the loop if another session trains this run, and as `train` does.
+    It adds what keeps a run safe: a lock for one session at a time, config.yaml, the mirror, and Ctrl-C and termination
+    signals that wait for the end of a step. With a mirror, each row has mirrored_step, the newest step there. The loop
+    raises BlockingIOError if another session trains this run, and all that `train` raises.
     """
     mirror, trouble = None, None
     if lab.mirror_root and rank() == 0:
         mirror = Mirror(lab.run_dir, lab.data_dir, lab.mirror_root)
     with run_lock(lab.run_dir) if rank() == 0 else nullcontext(), graceful_shutdown() as shutdown:
-        rows = train(
-            lab.run_dir,
-            lab.data_dir,
-            lab.model_config,
-            lab.preset.train,
-            device,
-            dtype,
-            should_stop=shutdown.requested,
-            after_save=mirror.update if mirror else lambda: None,
-            checkpoint=mirror.restore() if mirror else None,
-        )
+        hooks = {"after_save": mirror.update, "checkpoint": mirror.restore()} if mirror else {}
+        hooks["should_stop"] = shutdown.requested
+        rows = train(lab.run_dir, lab.data_dir, lab.model_config, lab.preset.train, device, dtype, **hooks)
         if rank() == 0:
             save_config(lab)
         with mirror or nullcontext():
@@ -85,32 +77,29 @@ def train_run(
                     if row is None:
                         break
                     yield row | ({"mirrored_step": mirror.step} if mirror else {})
-                    if mirror and mirror.trouble != trouble:
-                        trouble = mirror.trouble
-                        if trouble:
-                            warnings.warn(f"{mirror}: training continues, and the mirror is tried again", stacklevel=2)
+                    trouble, known = mirror.trouble if mirror else None, trouble
+                    if trouble and trouble != known:
+                        warnings.warn(f"{mirror}: training continues, and the mirror will try again", stacklevel=2)
             finally:
                 with shutdown.deferred():
-                    rows.close()  # saves, if the caller left the loop
+                    rows.close()  # this saves the run if the caller has left the loop
 
 
 def train_stage(lab: Workspace) -> None:
     """train.bin -> last.pt, final.pt, loss.jsonl, samples from before training"""
-    config, model_config = lab.preset.train, lab.model_config
     device, device_reason = choose_device()
     tokenizer = load_tokenizer(lab.data_dir / "tokenizer.json")
-    untrained = new_model(model_config, config.seed)
+    untrained = new_model(lab.model_config, lab.preset.train.seed)
     print(f"{untrained.count_parameters():,} parameters; {device_reason}; {choose_dtype(device)[1]}")
     rows = train_run(lab)
     if rank() == 0:
-        rows = with_progress(rows, config.total_steps)
+        rows = _with_progress(rows, lab.preset.train.total_steps)
     needs_samples = rank() == 0 and not read_rows(lab.run_dir / "samples.jsonl")
     for _ in rows:
-        if needs_samples:  # only now: a run that does not fit its folder is refused before the first row
-            prompts, needs_samples = prompts_for(lab.data_dir / "val.bin", tokenizer), False
-            save_samples(
-                lab.run_dir, "before", generate_samples(untrained, tokenizer, lab.preset.sample_tokens, prompts)
-            )
+        if needs_samples:  # not earlier: a run that does not match its folder is refused before the first row
+            needs_samples, prompts = False, prompts_for(lab.data_dir / "val.bin", tokenizer)
+            samples = generate_samples(untrained, tokenizer, lab.preset.sample_tokens, prompts)
+            save_samples(lab.run_dir, "before", samples)
     print(f"finished: {lab.run_dir / 'final.pt'}")
 
 
@@ -121,14 +110,14 @@ def generate_stage(lab: Workspace) -> None:
     prompts = prompts_for(lab.data_dir / "val.bin", tokenizer)
     samples = generate_samples(model, tokenizer, lab.preset.sample_tokens, prompts)
     save_samples(lab.run_dir, "after", samples)
-    print(f"{len(samples)} stories saved in {lab.run_dir / 'samples.jsonl'}")
+    print(f"saved {len(samples)} stories in {lab.run_dir / 'samples.jsonl'}")
 
 
 def retrospective(lab: Workspace) -> None:
     """the run's files -> its curves and report.md"""
     from tinystories_lab.analysis.curves import loss_curve  # imports matplotlib, which no other stage needs
 
-    run_results(lab.run_dir)  # raises if there is no finished evaluation
+    run_results(lab.run_dir)  # raises an error if there is no evaluation
     log = read_log(lab.run_dir / "loss.jsonl")
     for name, by_tokens in (("loss_curve.png", False), ("loss_by_tokens.png", True)):
         figure = loss_curve(log, lab.model_config.vocab_size, by_tokens)
@@ -158,14 +147,14 @@ COMMANDS = STAGES | {"export": export_stage}
 
 
 def has_data(lab: Workspace) -> bool:
-    """Whether all files that training reads exist."""
+    """Return whether all files that training reads exist."""
     return all((lab.data_dir / name).exists() for name in DATA_FILES)
 
 
 def restore(lab: Workspace) -> None:
-    """Restore from the mirror what this machine lacks of the run and its data. Data that is not there is made again.
+    """Restore from the mirror, if there is one, what this machine lacks of the run and its data.
 
-    Raises as `Mirror.restore` does. `train` checks, by its SHA-256, that data made again is the run's own.
+    If the mirror has no data, it is made again, and `train` checks its SHA-256. Raises as `Mirror.restore` does.
     """
     if not lab.mirror_root:
         return
@@ -177,21 +166,21 @@ def restore(lab: Workspace) -> None:
 
 
 def update_mirror(lab: Workspace) -> None:
-    """Copy what has changed in the run and its data to the mirror, if there is one, and print how far it got."""
+    """Copy changes in the run and its data to the mirror, if there is one. Print the newest step there."""
     if not lab.mirror_root:
         return
     try:
         with run_lock(lab.run_dir), Mirror(lab.run_dir, lab.data_dir, lab.mirror_root) as mirror:
-            pass  # leaving the block waits for a complete pass
+            pass  # the end of the block waits until everything is copied
         print(f"{mirror} in {mirror.mirror_dir}")
-    except BlockingIOError as error:  # the session that trains the run mirrors it, too
+    except BlockingIOError as error:  # another session trains the run, and mirrors it, too
         print(f"not copied now: {error}")
 
 
 def move_aside(lab: Workspace) -> list[Path]:
-    """Rename the run's folder, and its copy on the mirror, so that the run can start again. Deletes nothing.
+    """Rename the run's folder and its mirror, so that the run can start again. Return the new paths.
 
-    Returns the new paths. Raises BlockingIOError if a session is training the run.
+    Nothing is deleted. Raises BlockingIOError if a session is training the run.
     """
     folders = [lab.run_dir] + ([lab.mirror_root / "runs" / lab.run_dir.name] if lab.mirror_root else [])
     moved = []
@@ -201,12 +190,12 @@ def move_aside(lab: Workspace) -> list[Path]:
     return moved
 
 
-def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
-    """Yield the rows of `train` and show a progress bar. Leaving the loop closes `rows`, which saves the run."""
+def _with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
+    """Yield the rows of `train` and show a progress bar. If the caller leaves the loop, `rows` is closed and saves."""
     bar = None
     try:
         for row in rows:
-            if bar is None:  # only now, so that the bar is below what `train` prints
+            if bar is None:  # not earlier, so that the bar is below what `train` prints
                 start = row.get("resumed_from", 0)
                 bar = tqdm(desc="train", total=total_steps, initial=start, unit=" steps", mininterval=1)
             bar.update(row["step"] - bar.n)
@@ -219,7 +208,7 @@ def with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
 
 
 def progress_fields(row: Row) -> dict[str, str]:
-    """Return what a progress bar shows of a row beside its step."""
+    """Return the fields of a row that a progress bar shows beside its step."""
     fields = {"loss": f"{row['train_loss']:.3f}", "tokens_per_second": f"{row['tokens_per_second']:,}"}
     if row["skipped_updates"]:
         fields["skipped_updates"] = f"{row['skipped_updates']:,}"

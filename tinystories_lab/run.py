@@ -1,9 +1,9 @@
-"""What a run is: its choices, ready-made as presets; its folders; and config.yaml, the record needed to repeat it."""
+"""The settings of a run, with presets; its folders; and config.yaml, which records everything needed to repeat it."""
 
 import os
 import platform
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,49 +23,38 @@ PRESET_VARIABLE = "TINYSTORIES_LAB_PRESET"
 
 @dataclass(frozen=True)
 class Preset:
-    """Every choice of a run."""
+    """All settings of a run. The defaults are the chapter's."""
 
-    name: str
-    source: str
-    max_stories: int | None  # stories to read at most; None means all
-    tokenizer_stories: int  # stories to train the tokenizer on
-    max_tokens: int | None  # tokens to write to train.bin at most; None means all
-    sample_tokens: int  # new tokens in a kept sample at most: the chapter's 120, or a whole story
-    model: GPTConfig  # vocab_size is the largest vocabulary; a small corpus gives fewer tokens
-    train: TrainConfig
+    name: str = "book"
+    source: str = "tinystories"
+    max_stories: int | None = None  # largest number of stories to read; None means all
+    tokenizer_stories: int = 100_000  # stories to train the tokenizer on
+    max_tokens: int | None = 200_000_000  # largest number of tokens in train.bin; None means all
+    sample_tokens: int = 120  # largest number of new tokens in a kept sample
+    model: GPTConfig = field(default_factory=GPTConfig)  # a small corpus gives a smaller vocabulary than vocab_size
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
-_BOOK = Preset(  # the chapter's run
-    name="book",
-    source="tinystories",
-    max_stories=None,
-    tokenizer_stories=100_000,
-    max_tokens=200_000_000,
-    sample_tokens=120,
-    model=GPTConfig(),
-    train=TrainConfig(),
-)
-_FAST = replace(  # the same data, tokens and size, trained better: tests/benchmarks/RECIPE.md measures each change
-    _BOOK,
+_FAST = Preset(  # the same data, tokens and size, but better training: tests/benchmarks/RECIPE.md measures each change
     name="fast",
-    model=replace(_BOOK.model, n_head=5),  # of 64 values each
-    train=replace(_BOOK.train, optimizer="muon", peak_lr=6e-3, warmup_steps=250, seq_len_start=64),
+    model=GPTConfig(n_head=5),  # each head has 64 values
+    train=TrainConfig(optimizer="muon", peak_lr=6e-3, warmup_steps=250, seq_len_start=64),
 )
-_TINY = Preset(  # built-in stories, about a minute on two cores
+_TINY = Preset(  # built-in stories, about a minute on two CPU cores
     name="tiny",
     source="toyland",
     max_stories=20_000,
     tokenizer_stories=20_000,
     max_tokens=None,
-    sample_tokens=200,
+    sample_tokens=200,  # a whole story
     model=GPTConfig(vocab_size=2_048, n_layer=2, n_head=4, d_model=128, max_len=128),
     train=TrainConfig(
-        batch_size=8,  # for so few tokens, many small steps teach more than few large ones
+        batch_size=8,  # with so few tokens, many small steps teach more than few large steps
         seq_len=128,
         total_steps=800,
         warmup_steps=50,
         peak_lr=5e-3,
-        beta2=0.99,  # small batches: average the squared gradients over more steps
+        beta2=0.99,  # averages squared gradients over more steps, because the batches are small
         log_every=10,
         eval_every=100,
         eval_batches=12,
@@ -73,14 +62,11 @@ _TINY = Preset(  # built-in stories, about a minute on two cores
         keep_every=400,
     ),
 )
-PRESETS = {preset.name: preset for preset in (_TINY, _BOOK, _FAST)}
+PRESETS = {preset.name: preset for preset in (_TINY, Preset(), _FAST)}
 
 
-def choose_preset(name: str = "auto") -> Preset:
-    """Return the preset of that name. "auto" means: $TINYSTORIES_LAB_PRESET if set, `book` with a GPU, `tiny` without.
-
-    Raises ValueError for an unknown name.
-    """
+def _choose_preset(name: str = "auto") -> Preset:
+    """Return a preset. "auto" means $TINYSTORIES_LAB_PRESET if set, otherwise `tiny` on a CPU and `book` on a GPU."""
     if name == "auto":
         name = os.environ.get(PRESET_VARIABLE) or ("tiny" if choose_device()[0].type == "cpu" else "book")
     if name not in PRESETS:
@@ -90,7 +76,7 @@ def choose_preset(name: str = "auto") -> Preset:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A run's choices, its two folders, and the folder on another disk for copies of them, if there is one."""
+    """The settings of a run, its two folders, and a folder on another disk for their copies, or None."""
 
     preset: Preset
     source: str
@@ -100,12 +86,12 @@ class Workspace:
 
     @property
     def model_config(self) -> GPTConfig:
-        """The preset's model with the vocabulary of train.bin."""
+        """The preset's model, with the vocabulary of train.bin if that exists."""
         info = BinInfo.load(self.data_dir / "train.bin")
         return replace(self.preset.model, vocab_size=info.vocab_size) if info else self.preset.model
 
     def with_train_config(self, **changes: Any) -> "Workspace":
-        """Return a copy with changes to the preset's TrainConfig, as in `with_train_config(total_steps=500)`."""
+        """Return a copy with a changed TrainConfig, as in `with_train_config(total_steps=500)`."""
         return replace(self, preset=replace(self.preset, train=replace(self.preset.train, **changes)))
 
 
@@ -120,9 +106,9 @@ def plan_workspace(
     """Return the workspace of a run below `root`: data/<data> and runs/<run>, both named <source>-<preset> by default.
 
     `mirror_root` is a folder on another disk for copies (see `Mirror`). No folder is made yet. Raises ValueError for an
-    unknown preset, or for a name that is not a plain folder name.
+    unknown preset, and for a run or data name that is not a plain folder name.
     """
-    chosen = choose_preset(preset)
+    chosen = _choose_preset(preset)
     source = chosen.source if source == "auto" else source
     default = f"{_short_name(source)}-{chosen.name}"
     names = {"data": default if data == "auto" else data, "run": default if run == "auto" else run}
@@ -134,7 +120,7 @@ def plan_workspace(
 
 
 def _short_name(source: str) -> str:
-    """Return the name of a source for folders: that of the file or folder, or owner-name for a data set of the Hub."""
+    """Return a folder name for a source: the name of its file or folder, or owner-name for a data set of the Hub."""
     is_file = re.search(r"\.(txt|jsonl|parquet)(\.gz)?$", source)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(:.+)?", source, re.ASCII) and not is_file:
         return re.sub(r"[^\w.-]+", "-", source)
@@ -144,19 +130,18 @@ def _short_name(source: str) -> str:
 def save_config(lab: Workspace) -> None:
     """Write config.yaml: everything needed to repeat the run, including versions and device.
 
-    Earlier sessions stay listed. Each lists what it `changed` in the training config: the old value and its own.
+    It lists all sessions. Each has the settings of TrainConfig that it `changed`, with the old and the new value.
     """
     path = lab.run_dir / "config.yaml"
     before = load_config(lab.run_dir) if path.exists() else {"train": {}, "sessions": []}
     device, device_name = choose_device()
-    packages = ("torch", "numpy", "datasets", "tokenizers")
+    versions = {"python": platform.python_version(), "tinystories_lab": __version__}
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(device),
         "device_name": device_name,
         "dtype": str(choose_dtype(device)[0]).removeprefix("torch."),
-        "versions": {"python": platform.python_version(), "tinystories_lab": __version__}
-        | {package: version(package) for package in packages},
+        "versions": versions | {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")},
     }
     choices = asdict(replace(lab.preset, source=lab.source, model=lab.model_config))
     old = before["train"]
@@ -175,24 +160,22 @@ def save_config(lab: Workspace) -> None:
 
 
 def load_config(run_dir: str | Path) -> dict[str, Any]:
-    """Return the content of a run's config.yaml, with today's names for settings of older versions.
+    """Return the content of a run's config.yaml, with current names for the settings of older versions.
 
-    Raises FileNotFoundError if there is none, and ValueError if it is damaged or not a run's config.
+    Raises FileNotFoundError if there is no file, and ValueError if it is damaged or not a run's config.
     """
-    path = Path(run_dir) / "config.yaml"
+    path, advice = Path(run_dir) / "config.yaml", "fix it, or remove it and train again"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: run 03_train (or `train` in the shell) first")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML ({error}): fix it, or remove it and train again") from error
+        raise ValueError(f"{path} is not readable YAML ({error}): {advice}") from error
     try:
         model, train = GPTConfig.from_dict(config["model"]), TrainConfig.from_dict(config["train"])
         if not isinstance(config["data"], dict) or not isinstance(config["sessions"], list):
             raise TypeError("data must be a mapping and sessions a list")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a run's config ({error!r}); it needs preset, source, data, model, train and sessions: fix it, "
-            "or remove it and train again"
-        ) from error
+        needed = "preset, source, data, model, train and sessions"
+        raise ValueError(f"{path} is not a run's config ({error!r}); it needs {needed}: {advice}") from error
     return config | {"model": asdict(model), "train": asdict(train)}

@@ -16,23 +16,22 @@ from tinystories_lab.files import atomic_write
 from tinystories_lab.loader import BinInfo, open_tokens
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
-_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours first, then those of other tokenizers
+_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours first, then those of other projects
 MIN_VOCAB_SIZE = 256 + 2  # every byte and two special tokens
 _MAX_VOCAB_SIZE = 2**16  # ids are stored as uint16
-_BATCH_CHARACTERS = 2**20  # of text, encoded at a time by all cores
+_BATCH_CHARACTERS = 2**20  # of text that all cores encode together: a larger corpus needs no more memory
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE of at most `vocab_size` tokens on `texts`. A small corpus may give fewer tokens.
+    """Return a byte-level BPE tokenizer trained on `texts`, with `vocab_size` tokens, or fewer if the corpus is small.
 
     `<|endoftext|>` has id 0 and `<|pad|>` id 1. The vocabulary contains all 256 bytes, so any text can be encoded and
-    decoded. No space is added before the first word. Raises ValueError for an empty corpus, and for a vocabulary too
-    small for all bytes or too large for uint16.
+    decoded. No space is added before the first word. Raises ValueError for an empty corpus, or as `check_vocab_size`.
     """
     check_vocab_size(vocab_size)
     stories = iter(tqdm(texts, desc="train the tokenizer", unit=" stories"))
     if (first := next(stories, None)) is None:
-        raise ValueError("no texts to train the tokenizer on: run 01_prepare (or `prepare` in the shell) first")
+        raise ValueError("there are no texts to train on: run 01_prepare (or `prepare` in the shell) first")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,14 +39,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,  # its bars are garbled in notebooks; tqdm's are not
+        show_progress=False,  # its bars are garbled in notebooks, unlike tqdm's
     )
     tokenizer.train_from_iterator(chain([first], stories), trainer)
     return tokenizer
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """Return a fingerprint of the vocabulary and its ids. It does not depend on the version of the tokenizers library."""
+    """Return a fingerprint of the vocabulary and its ids. It is the same in every version of the tokenizers library."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
@@ -60,7 +59,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise ValueError(f"{path} is not a tokenizer file ({error}): write it again (02_tokenizer)") from error
-    tokenizer.no_padding()  # somebody else's may pad every story of a batch to the longest, or cut long ones
+    tokenizer.no_padding()  # a tokenizer of another project may pad short stories of a batch, or cut long ones
     tokenizer.no_truncation()
     return tokenizer
 
@@ -72,11 +71,11 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
-    """Return the id of the end-of-text token. Raises ValueError for a tokenizer without one."""
-    ids = [tokenizer.token_to_id(token) for token in _END_TOKENS]
-    if all(token_id is None for token_id in ids):
-        raise ValueError(f"the tokenizer has no end-of-text token ({', '.join(_END_TOKENS)}): use another tokenizer")
-    return next(token_id for token_id in ids if token_id is not None)
+    """Return the id of the end-of-text token. Raises ValueError if the tokenizer has none."""
+    for token in _END_TOKENS:
+        if (token_id := tokenizer.token_to_id(token)) is not None:
+            return token_id
+    raise ValueError(f"the tokenizer has no end-of-text token ({', '.join(_END_TOKENS)}): use another tokenizer")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -85,32 +84,31 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def decode_continuation(tokenizer: Tokenizer, ids: Sequence[int], start: int = 0) -> str:
-    """Return the text of `ids[start:]`, without an incomplete character at its end."""
-    # All ids are decoded, because some tokenizers drop the space before the first word they decode.
+    """Return the text of `ids[start:]` without an incomplete character at its end."""
+    # All ids are decoded, because some tokenizers drop the space before the first word that they decode.
     return tokenizer.decode(ids).rstrip("\ufffd")[len(tokenizer.decode(ids[:start])) :]
 
 
 def write_bin(
     path: str | Path, stories: Iterable[str], tokenizer: Tokenizer, max_tokens: int | None = None, source: str = ""
 ) -> BinInfo:
-    """Encode stories to a token file with a JSON sidecar beside it, and return what the sidecar says.
+    """Encode stories to a token file and write its JSON sidecar. Return the content of the sidecar.
 
-    The file holds uint16 ids with `<|endoftext|>` after every story. It ends after the last whole story that fits into
-    `max_tokens`. Stories are encoded in batches of about 1 MB, so memory does not grow with the corpus. If the call is
-    interrupted, an older file and its sidecar stay as they were. Raises ValueError for a vocabulary over 65,536 tokens,
-    or if there is no story to write.
+    The file contains uint16 ids, with `<|endoftext|>` after each story. It ends after the last whole story that fits
+    into `max_tokens`. If the call is interrupted, an older file and its sidecar do not change. Raises ValueError if
+    there is no story to write, or if the vocabulary has more than 65,536 tokens.
     """
-    path = Path(path)
-    check_vocab_size(tokenizer.get_vocab_size(), smallest=1)  # it may be somebody else's tokenizer
-    eos = np.uint16(eos_id(tokenizer)).tobytes()
+    path, sidecar = Path(path), Path(path).with_suffix(".json")
+    check_vocab_size(tokenizer.get_vocab_size(), smallest=1)  # it may be a tokenizer of another project
+    eos, digest = eos_id(tokenizer), hashlib.sha256()
     tokens = written = size = 0
-    digest = hashlib.sha256()
-    unit, total = (" tokens", max_tokens) if max_tokens else (" stories", getattr(stories, "__len__", lambda: None)())
-    with atomic_write(path) as file, tqdm(desc=path.name, total=total, unit=unit, unit_scale=bool(max_tokens)) as bar:
+    # The bar counts tokens up to max_tokens; without that limit it counts stories, and `stories` may know their number.
+    unit = {"unit": " tokens", "unit_scale": True} if max_tokens else {"unit": " stories"}
+    with atomic_write(path) as file, tqdm(stories, path.name, max_tokens, **unit) as bar:
         for text, ids in _encode_batches(stories, tokenizer):
             if max_tokens is not None and tokens + len(ids) + 1 > max_tokens:
                 break
-            data = np.array(ids, np.uint16).tobytes() + eos
+            data = np.array([*ids, eos], np.uint16).tobytes()
             digest.update(data)
             file.write(data)
             tokens += len(ids) + 1
@@ -118,45 +116,42 @@ def write_bin(
             size += len(text.encode())
             bar.update(len(ids) + 1 if max_tokens else 1)
         if not written:
-            raise ValueError(
-                f"no story to write to {path}: the corpus is empty, or max_tokens={max_tokens} is too small for one"
-            )
+            reason = f"the corpus is empty, or max_tokens={max_tokens} is too small for its first story"
+            raise ValueError(f"there is no story to write to {path}: {reason}")
         file.flush()
-        os.fsync(file.fileno())  # the slow part of what is left: if it is interrupted, the old file keeps its sidecar
-        path.with_suffix(".json").unlink(missing_ok=True)  # an old sidecar must not describe the new file
+        os.fsync(file.fileno())  # the slow part: if it is interrupted, the old file must keep its sidecar
+        sidecar.unlink(missing_ok=True)  # an old sidecar must not describe the new file
     fingerprints = tokenizer_sha256(tokenizer), digest.hexdigest()
     info = BinInfo(tokens, written, size, tokenizer.get_vocab_size(), "uint16", *fingerprints, source)
-    with atomic_write(path.with_suffix(".json"), "w") as file:
+    with atomic_write(sidecar, "w") as file:
         json.dump(asdict(info), file, indent=1)
     return info
 
 
 def _encode_batches(stories: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
     """Yield each story with its ids, in order. The library encodes a batch on all cores."""
-    batch: list[str] = []
-    size = 0
-    for story in chain(stories, [None]):
+    batch, size = [], 0
+    for story in chain(stories, [None]):  # None ends the last batch
         if story is not None:
             batch.append(story)
             size += len(story)
-        if size >= _BATCH_CHARACTERS or story is None:
-            for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False), strict=True):
-                yield text, encoding.ids
+        if story is None or size >= _BATCH_CHARACTERS:
+            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            yield from zip(batch, [encoding.ids for encoding in encodings], strict=True)
             batch, size = [], 0
 
 
 def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:
     """Yield the stories of a token file as text, in order."""
-    tokens = open_tokens(path)
-    start = 0
+    tokens, start = open_tokens(path), 0
     for end in np.flatnonzero(tokens == eos_id(tokenizer)):
         yield tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False)
         start = end + 1
 
 
 def check_vocab_size(vocab_size: int, smallest: int = MIN_VOCAB_SIZE) -> None:
-    """Raise ValueError for a vocabulary that is too small for all bytes or too large for uint16."""
+    """Raise ValueError for a vocabulary size that is too small for all bytes or too large for uint16."""
     if vocab_size < smallest:
         raise ValueError(f"vocab_size is {vocab_size}; all bytes and two special tokens need at least {smallest}")
     if vocab_size > _MAX_VOCAB_SIZE:
-        raise ValueError(f"vocab_size is {vocab_size:,}; it must be at most {_MAX_VOCAB_SIZE:,}, as ids are uint16")
+        raise ValueError(f"vocab_size is {vocab_size:,}; it must be at most {_MAX_VOCAB_SIZE:,} (ids are uint16)")

@@ -32,12 +32,12 @@ from tinystories_lab.model import GPTConfig, GPTMini, new_model
 from tinystories_lab.optim import make_optimizer, set_lr
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 
-_MIN_LOSS_SCALE = 1.0  # float16 gradients that overflow even without scaling: a smaller scale will not help
+_MIN_LOSS_SCALE = 1.0  # if float16 gradients overflow at this scale, a smaller scale will not help
 
 
 @dataclass
 class TrainState:
-    """Everything that changes from step to step, which is what a checkpoint contains. `step` is the next one to run."""
+    """Everything that changes from step to step: the content of a checkpoint. `step` is the next step to run."""
 
     model: GPTMini
     optimizer: torch.optim.Optimizer
@@ -48,19 +48,19 @@ class TrainState:
     data_sha256: str = ""  # of train.bin
     step: int = 0
     seconds: float = 0.0  # of training, over all sessions
-    skipped_updates: int = 0  # float16 updates that overflowed and were tried again
+    skipped_updates: int = 0  # float16 updates that overflowed and were repeated
     row: Row | None = None  # the newest log row
-    updating: bool = False  # true while the optimizer changes weights; after an error they may be half changed
-    forward: Callable[..., Any] | None = None  # the model, possibly compiled and averaging gradients over ranks
+    updating: bool = False  # whether the optimizer is changing weights: after an error, some may have changed
+    forward: Callable[..., Any] | None = None  # the model, which may be compiled and may average gradients over ranks
 
     @classmethod
     def new(cls, model: GPTMini, config: TrainConfig, dtype: torch.dtype, **sha256: str) -> "TrainState":
-        """Return the state before the first step. The model must be on its device already."""
+        """Return the state before the first step. The model must already be on its device."""
         scaler = torch.amp.GradScaler(model.tok_emb.weight.device.type, enabled=dtype is torch.float16)
         return cls(model, make_optimizer(model, config), scaler, config, dtype, **sha256, forward=model)
 
     def model_checkpoint(self) -> dict[str, Any]:
-        """Return the model alone, as in final.pt. The tensors are not copied."""
+        """Return the model alone, as in final.pt. Its tensors are not copies."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -69,7 +69,7 @@ class TrainState:
         }
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return everything needed to resume. Learning rate and batches follow from the step, so neither is stored."""
+        """Return everything that a resume needs. Learning rate and batches follow from the step and are not stored."""
         return self.model_checkpoint() | {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -83,20 +83,19 @@ class TrainState:
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from a loaded checkpoint. Raises ValueError if it belongs to another run, saying what differs."""
+        """Continue from a loaded checkpoint. Raises ValueError that says what differs if it belongs to another run."""
         stored_model = GPTConfig.from_dict(checkpoint["model_config"])
         stored_config = TrainConfig.from_dict(checkpoint["train_config"])
         there, here = asdict(stored_model) | asdict(stored_config), asdict(self.model.config) | asdict(self.config)
-        for name, key in (("tokenizer", "tokenizer_sha256"), ("data", "data_sha256")):
-            there[name], here[name] = checkpoint[key][:12], getattr(self, key)[:12]
-        differing = [name for name in here if name not in RESUMABLE_CHANGES and there[name] != here[name]]
-        if differing:
+        there |= {"tokenizer": checkpoint["tokenizer_sha256"][:12], "data": checkpoint["data_sha256"][:12]}
+        here |= {"tokenizer": self.tokenizer_sha256[:12], "data": self.data_sha256[:12]}
+        if differing := [name for name in here if name not in RESUMABLE_CHANGES and there[name] != here[name]]:
             values = "; ".join(f"{name} {there[name]} there, {here[name]} here" for name in differing)
             advice = "or move the old run aside (`--fresh` in the shell, `move_aside(lab)` in a notebook)"
             raise ValueError(f"the checkpoint belongs to another run ({values}): use another run name, {advice}")
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty if the last session needed no loss scaling: an A100 then, a T4 now
+        if checkpoint["scaler"]:  # empty if the last session needed no loss scaling, as on an A100 before a T4
             self.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["torch_rng"])
         for name in ("step", "seconds", "skipped_updates", "row"):
@@ -104,11 +103,11 @@ class TrainState:
 
 
 def train_step(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """One optimizer step: update the weights with one batch and increase `state.step`.
+    """Update the weights with one batch: one optimizer step. Increase `state.step`.
 
-    Returns the batch's mean loss and the gradient norm before clipping, as tensors on the device. If the GPU runs out of
-    memory, the batch is split into twice as many micro-batches and tried again. Raises torch.OutOfMemoryError if that is
-    not possible, and FloatingPointError if float16 gradients overflow at every loss scale.
+    Returns the batch's mean loss and the gradient norm before clipping, as tensors on the device. If the GPU runs out
+    of memory, the step is repeated with twice as many micro-batches. Raises torch.OutOfMemoryError if that is not
+    possible, and FloatingPointError if float16 gradients overflow at every loss scale.
     """
     while True:
         try:
@@ -116,30 +115,28 @@ def train_step(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
         except torch.OutOfMemoryError as error:
             state.optimizer.zero_grad()
             parts = state.config.grad_accum_steps
-            size = f"{len(batch[0]) // parts} sequences of {batch[0].shape[1]} tokens"
+            rows, tokens = batch[0].shape
+            found = f"the GPU has too little memory for {rows // parts} sequences of {tokens} tokens"
             if world_size() > 1 or state.updating or state.config.batch_size % (2 * parts):
-                raise torch.OutOfMemoryError(
-                    f"step {state.step + 1}: the GPU has too little memory for {size}: restart the session, or raise "
-                    f"grad_accum_steps (now {parts}), which needs less memory; the run resumes from its last save"
-                ) from error
-        # Outside the except block, because the error's traceback keeps tensors alive.
+                advice = f"restart the session, or raise grad_accum_steps (now {parts}), which needs less memory"
+                message = f"step {state.step + 1}: {found}: {advice}; the run resumes from its last save"
+                raise torch.OutOfMemoryError(message) from error
+        # This is outside the except block, because the error's traceback keeps tensors alive.
         state.config = replace(state.config, grad_accum_steps=2 * parts)
         torch.cuda.empty_cache()
-        sentence = f"continuing with {2 * parts} micro-batches per step; the result stays the same"
-        warnings.warn(f"the GPU has too little memory for {size}: {sentence}", stacklevel=2)
+        remedy = f"continuing with {2 * parts} micro-batches per step; the result stays the same"
+        warnings.warn(f"{found}: {remedy}", stacklevel=2)
 
 
 def _forward_backward_update(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """One optimizer step, without out-of-memory handling.
-
-    If float16 gradients overflow, the scaler skips the update and halves its scale. The same step is then tried again,
-    so that schedule and data never advance without the weights.
-    """
+    """Do what `train_step` does, without out-of-memory handling."""
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     micro_batches = _split(batch, model, state.config.grad_accum_steps)
     updated = False
+    # If float16 gradients overflow, the scaler skips the update and lowers its scale. Then the same step is repeated,
+    # so schedule and data never advance without the weights.
     while not updated:
-        # forward and backward, once per micro-batch; ranks average their gradients in the last backward pass
+        # forward and backward: once per micro-batch; ranks average their gradients in the last backward pass
         loss = torch.zeros((), device=model.tok_emb.weight.device)
         for number, (x, y) in enumerate(micro_batches, start=1):
             is_last = number == len(micro_batches)
@@ -149,10 +146,10 @@ def _forward_backward_update(state: TrainState, batch: tuple[Tensor, Tensor]) ->
                 loss += part.detach()
         loss = all_reduce_mean(loss)
         # clip
-        scaler.unscale_(optimizer)  # first: the limit applies to unscaled gradients
+        scaler.unscale_(optimizer)  # because the limit applies to unscaled gradients
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), state.config.grad_clip)
         # step
-        scale = scaler.get_scale()  # in float16 this waits for the device; otherwise it is a constant
+        scale = scaler.get_scale()  # this waits for the device, but in float16 only
         state.updating = True
         scaler.step(optimizer)
         scaler.update()
@@ -161,10 +158,9 @@ def _forward_backward_update(state: TrainState, batch: tuple[Tensor, Tensor]) ->
         if not updated:
             state.skipped_updates += 1
             if scaler.get_scale() < _MIN_LOSS_SCALE:
-                raise FloatingPointError(
-                    f"step {state.step + 1}: the gradients overflow float16 at every loss scale (loss {loss.item():g}, "
-                    f"{state.skipped_updates:,} skipped updates): lower peak_lr, or use a GPU with bfloat16 (A100, L4)"
-                )
+                details = f"loss {loss.item():g}, {state.skipped_updates:,} skipped updates"
+                found = f"step {state.step + 1}: the gradients overflow float16 at every loss scale ({details})"
+                raise FloatingPointError(f"{found}: lower peak_lr, or use a GPU with bfloat16 (A100, L4)")
     state.step += 1
     state.updating = False
     return loss, grad_norm
@@ -176,7 +172,7 @@ def _loss(forward: Callable[..., tuple], x: Tensor, y: Tensor, dtype: torch.dtyp
 
 
 def _split(batch: tuple[Tensor, Tensor], model: GPTMini, parts: int) -> list[tuple[Tensor, ...]]:
-    """Move a batch to the model's device and split it into micro-batches of x and y."""
+    """Return a batch as micro-batches (x, y) on the model's device."""
     return list(zip(*(part.to(model.tok_emb.weight.device).chunk(parts) for part in batch), strict=True))
 
 
@@ -184,7 +180,7 @@ def _split(batch: tuple[Tensor, Tensor], model: GPTMini, parts: int) -> list[tup
 def evaluate(
     model: GPTMini, loader: BinLoader, batches: int, dtype: torch.dtype = torch.float32, grad_accum_steps: int = 1
 ) -> float:
-    """Return the mean loss in nats per token over the loader's first `batches` batches: the same windows every time."""
+    """Return the mean loss in nats per token over the loader's first `batches` batches, the same at each call."""
     total = torch.zeros((), device=model.tok_emb.weight.device)
     for step in range(batches):
         for x, y in _split(local_batch(loader.batch(step)), model, grad_accum_steps):
@@ -203,47 +199,45 @@ def train(
     after_save: Callable[[], None] = lambda: None,
     checkpoint: dict[str, Any] | None = None,
 ) -> Iterator[Row]:
-    """Train the run in `run_dir`, or resume it; yield log rows and append them to loss.jsonl.
+    """Train the run in `run_dir`, or resume it. Yield log rows and append them to loss.jsonl.
 
     `data_dir` has train.bin, val.bin and tokenizer.json, which is copied into the run folder. There is a row at step 1,
-    every `log_every` steps, at each evaluation and at the end, with: step (steps finished), train_loss (nats per token
-    on that step's batch, before its update), val_loss (at evaluations, after the update), lr, grad_norm, tokens (read so
-    far), tokens_per_second, seconds (of training, over all sessions), eta_seconds, skipped_updates and loss_scale (both
-    of float16), and resumed_from (in the first row after a resume).
+    every `log_every` steps and at each evaluation: step (steps finished), train_loss (nats per token of that step's
+    batch, before the update), val_loss (at evaluations, after the update), lr, grad_norm, tokens (read so far),
+    tokens_per_second, seconds (of training, over all sessions), eta_seconds, skipped_updates and loss_scale (both for
+    float16), and resumed_from (in the first row after a resume).
 
-    last.pt is saved every `save_every` steps, at each evaluation, after `save_minutes`, when `should_stop()` returns true
-    (it is called once per step), and when the caller leaves the loop. The next call continues exactly there, or from
-    `checkpoint` if it is given, a loaded one. A failed save is a warning, and training continues. An exception inside a
-    step is not followed by a save. `after_save` is called after each save of last.pt. At the end final.pt has the model
-    alone. Under torchrun every process calls this and trains on its part of each batch; rank 0 writes the files.
+    last.pt is saved every `save_every` steps, at each evaluation, after `save_minutes`, if `should_stop()` returns true
+    (it is called once per step), and if the caller leaves the loop. Then `after_save` is called. A failed save is a
+    warning, and training continues. An error inside a step is not followed by a save. The next call continues from the
+    newest checkpoint, or from `checkpoint`, a loaded one. At the end, final.pt has the model alone. Under torchrun,
+    every process calls `train` and trains on its part of each batch. Rank 0 writes the files.
 
-    Raises at the call, before anything is written: ValueError or FileNotFoundError if data, model and run do not fit
-    together. Raises in the loop: FloatingPointError if the loss is not finite, leaving last.pt as it was;
-    torch.OutOfMemoryError with advice; OSError if final.pt cannot be written.
+    Before it writes anything, the call raises ValueError or FileNotFoundError if data, model and run do not match. The
+    loop raises FloatingPointError if the loss is not finite, OutOfMemoryError, and OSError if it cannot write final.pt.
     """
     run_dir, data_dir, config = Path(run_dir), Path(data_dir), train_config
     device = torch.device(device or choose_device()[0])
     dtype = dtype or choose_dtype(device)[0]
     if config.seq_len > model_config.max_len:
-        raise ValueError(f"seq_len is {config.seq_len}; it must be at most the model's max_len {model_config.max_len}")
+        found = f"seq_len is {config.seq_len}, but the model's max_len is {model_config.max_len}"
+        raise ValueError(f"{found}: use a smaller seq_len or a larger max_len")
     if config.batch_size % (world_size() * config.grad_accum_steps):
         needed = f"a multiple of {world_size()} processes times grad_accum_steps {config.grad_accum_steps}"
         raise ValueError(f"batch_size is {config.batch_size}; it must be {needed}")
     tokenizer = load_tokenizer(data_dir / "tokenizer.json")
     sha256 = tokenizer_sha256(tokenizer)
-    expected = {"vocab_size": model_config.vocab_size, "tokenizer_sha256": sha256, "device": device}
-    loader = BinLoader(
-        data_dir / "train.bin", config.batch_size, config.seq_len, config.seed, config.sampling, **expected
-    )
-    val_loader = BinLoader(data_dir / "val.bin", config.batch_size, config.seq_len, sampling="shuffle", **expected)
+    shared = {"batch_size": config.batch_size, "seq_len": config.seq_len, "device": device}
+    shared |= {"vocab_size": model_config.vocab_size, "tokenizer_sha256": sha256}
+    loader = BinLoader(data_dir / "train.bin", seed=config.seed, sampling=config.sampling, **shared)
+    val_loader = BinLoader(data_dir / "val.bin", sampling="shuffle", **shared)
     model, data_sha256 = new_model(model_config, config.seed).to(device), sha256_of(data_dir / "train.bin")
     state = TrainState.new(model, config, dtype, tokenizer_sha256=sha256, data_sha256=data_sha256)
     if checkpoint is None and rank() == 0:
         _, checkpoint = latest_checkpoint(run_checkpoints(run_dir)) or (None, None)
-    checkpoint = broadcast(checkpoint)
-    if checkpoint:
+    if checkpoint := broadcast(checkpoint):
         state.restore(checkpoint)
-        minutes = max(0, time.time() - checkpoint["saved_at"]) / 60  # a clock may have been set back
+        minutes = max(0, time.time() - checkpoint["saved_at"]) / 60  # the clock may have been set back
         if state.step < config.total_steps:
             print(f"resumed at step {state.step:,}, saved {minutes:.0f} minutes ago")
     return _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save)
@@ -251,15 +245,16 @@ def train(
 
 def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save) -> Iterator[Row]:
     """The loop of `train`: learning rate, batch, forward, backward, clip, step, log, evaluate, save."""
-    config, log, plain = state.config, _Log(run_dir / "loss.jsonl"), wrap_ddp(state.model)
-    # Half a second per save is long for a GPU, whose checkpoints a thread writes, and short for a CPU.
+    config, model, plain = state.config, state.model, wrap_ddp(state.model)
+    log, unwritten = run_dir / "loss.jsonl", []  # rows stay unwritten for a while if the disk is full
+    # A save takes half a second. This is long for a GPU, so a thread writes its checkpoints, and short for a CPU.
     writer = CheckpointWriter(run_dir, state.step, loader.device.type == "cuda", after_save)
     if rank() == 0:
         save_tokenizer(tokenizer, run_dir / "tokenizer.json")
     first_step, seq_len, saved_at = state.step, None, time.monotonic()
-    row_step, row_seconds = state.step, state.seconds  # of the newest row: the next tokens_per_second counts from it
+    row_step, row_seconds = state.step, state.seconds  # of the newest row, from which tokens_per_second is counted
     eval_batches = max(1, min(config.eval_batches, val_loader.windows // config.batch_size))
-    flops = 6 * state.model.count_parameters() * config.total_steps * config.tokens_per_step
+    flops = 6 * model.count_parameters() * config.total_steps * config.tokens_per_step
 
     def warm_up(forward: Callable[..., Any]) -> None:
         x, y = (part.chunk(config.grad_accum_steps)[0] for part in local_batch(loader.batch(state.step, seq_len)))
@@ -269,15 +264,14 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
     def finish_row(row: Row) -> Row:
         """Add the validation loss if it is due, and append the row to the log."""
         if config.is_evaluated(row["step"]) and row["step"] == state.step and "val_loss" not in row:
-            row["val_loss"] = evaluate(
-                state.model, val_loader, eval_batches, state.dtype, state.config.grad_accum_steps
-            )
-        log.append(row)
+            row["val_loss"] = evaluate(model, val_loader, eval_batches, state.dtype, state.config.grad_accum_steps)
+        unwritten.append(row)
+        _write_rows(unwritten, log)
         return row
 
     try:
-        # The last session was stopped before it evaluated, or a crash cut the row off the log.
-        if state.row and log.lacks(state.row, evaluated=config.is_evaluated(state.step)):
+        # The last session may have stopped before it evaluated, or a crash may have cut the row off the log.
+        if state.row and not _is_in_log(state.row, log, evaluated=config.is_evaluated(state.step)):
             yield finish_row(state.row)
 
         while state.step < config.total_steps:
@@ -295,14 +289,14 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
             loss, grad_norm = train_step(state, batch)
 
             is_logged, is_kept = config.is_logged(state.step), state.step % config.keep_every == 0
-            # Several ranks agree to stop at log steps, where they wait for the device in any case.
+            # Several ranks agree to stop at log steps only, because they wait for the device there in any case.
             stop = any_rank(should_stop()) if is_logged or world_size() == 1 else False
             is_saved = stop or config.is_saved(state.step) or time.monotonic() - saved_at > 60 * config.save_minutes
             if is_logged or is_kept or is_saved:
                 _check_finite(state, loss, grad_norm)  # waits for the device
             state.seconds += time.perf_counter() - started
 
-            # Log and evaluate. If a stop is requested, the next session does both.
+            # Log and evaluate. If this session must stop, the next one writes the row.
             if is_logged:
                 seconds_per_step = (state.seconds - row_seconds) / (state.step - row_step)
                 state.row = _new_row(state, loss.item(), grad_norm.item(), seconds_per_step)
@@ -324,7 +318,7 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
                 return
             if is_logged:
                 yield state.row
-    except GeneratorExit:  # the caller left the loop, which is always between two steps
+    except GeneratorExit:  # the caller has left the loop, always between two steps
         if writer.saved_step < state.step:
             writer.save("last.pt", state.checkpoint())
         raise
@@ -334,16 +328,12 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
 
 
 def _check_finite(state: TrainState, loss: Tensor, grad_norm: Tensor) -> None:
-    """Raise FloatingPointError if the run has diverged. Waits for the device.
-
-    Except in float16, whose scaler skips such updates, the weights have become useless by now and are not saved.
-    """
+    """Raise FloatingPointError if the run has diverged: its weights are useless and must not be saved."""
     if not math.isfinite(loss.item() + grad_norm.item()):
-        before = f" (at step {state.row['step']:,} it was {state.row['train_loss']:.3f})" if state.row else ""
-        raise FloatingPointError(
-            f"at step {state.step:,} the loss is {loss.item():g} and the gradient norm {grad_norm.item():g}{before}: the run "
-            "diverged. last.pt is left as it was; start another run with a lower peak_lr"
-        )
+        before = f" (at step {state.row['step']:,} the loss was {state.row['train_loss']:.3f})" if state.row else ""
+        found = f"at step {state.step:,} the loss is {loss.item():g} and the gradient norm {grad_norm.item():g}{before}"
+        advice = "last.pt is left as it was; start another run with a lower peak_lr"
+        raise FloatingPointError(f"{found}: the run diverged. {advice}")
 
 
 def _new_row(state: TrainState, train_loss: float, grad_norm: float, seconds_per_step: float) -> Row:
@@ -362,27 +352,19 @@ def _new_row(state: TrainState, train_loss: float, grad_norm: float, seconds_per
     }
 
 
-class _Log:
-    """Appends rows to loss.jsonl. Rows that a full disk refuses are kept and written later. Only rank 0 writes."""
+def _is_in_log(row: Row, log: Path, evaluated: bool) -> bool:
+    """Return whether the log of earlier sessions has this row, and its validation loss if it was `evaluated`."""
+    logged = broadcast(read_log(log) if rank() == 0 else None)
+    return any(row.items() <= other.items() and ("val_loss" in other or not evaluated) for other in logged)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._logged = {row["step"]: row for row in broadcast(read_log(path) if rank() == 0 else None)}
-        self._waiting: list[Row] = []
 
-    def lacks(self, row: Row, evaluated: bool) -> bool:
-        """Whether the log of earlier sessions has no such row, or has it without the validation loss it should have."""
-        logged = self._logged.get(row["step"], {})
-        return not row.items() <= logged.items() or (evaluated and "val_loss" not in logged)
-
-    def append(self, row: Row) -> None:
-        if rank() != 0:
-            return
-        self._waiting.append(row)
-        try:
-            while self._waiting:
-                append_row(self.path, self._waiting[0])
-                del self._waiting[0]
-        except OSError as error:
-            sentence = "its rows are kept for later, and training continues"
-            warnings.warn(f"{self.path} could not be written ({error}): {sentence}", stacklevel=3)
+def _write_rows(rows: list[Row], log: Path) -> None:
+    """Move the rows to the log. Rows that a full disk refuses stay in the list. Only rank 0 writes."""
+    try:
+        while rows:
+            if rank() == 0:
+                append_row(log, rows[0])
+            del rows[0]
+    except OSError as error:
+        remedy = "its rows are kept for later, and training continues"
+        warnings.warn(f"{log} could not be written ({error}): {remedy}", stacklevel=3)

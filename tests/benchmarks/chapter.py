@@ -1,4 +1,4 @@
-"""The chapter's way, written from its description alone: what the project is measured against."""
+"""The chapter's way, written from its description alone. The project is measured against it."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def encode_to_bin(path: Path, stories: list[str], tokenizer: Tokenizer) -> None:
-    """Story after story into one list of ids, which becomes an array at the end."""
+    """Encode story after story into one list of ids, which becomes an array at the end."""
     ids = []
     for story in stories:
         ids.extend(tokenizer.encode(story).ids)
@@ -20,7 +20,7 @@ def encode_to_bin(path: Path, stories: list[str], tokenizer: Tokenizer) -> None:
 
 
 class Loader:
-    """Every sequence of a batch is cut out, copied and converted twice: once as x, once as y."""
+    """A loader that copies and converts every sequence of a batch twice: once as x, once as y."""
 
     def __init__(self, path: Path, batch_size: int, seq_len: int) -> None:
         self.tokens = np.memmap(path, np.uint16, mode="r")
@@ -43,13 +43,13 @@ class Norm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Neighbours are pairs: (0, 1), (2, 3), ..."""
+    """Rotate pairs of neighbours: (0, 1), (2, 3), ..."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 class Block(nn.Module):
-    """Separate projections, rotary positions, SwiGLU."""
+    """Separate projections, rotary position embeddings, SwiGLU."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Six layers of eight heads over 320 values; all logits at once. llama2.c trains a model of this same form."""
+    """Six layers with eight heads and a width of 320. llama2.c trains a model of this form."""
 
     def __init__(self, vocab_size=8_000, layers=6, heads=8, width=320, hidden=856, max_len=512) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, dtype: torch.dtype) -> float:
-    """Forward, backward, clip, update; the loss is read at every step."""
+    """Forward, backward, clip, update. Reading the loss waits for the device at every step."""
     device = next(model.parameters()).device
     with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
         loss = model(x.to(device), y.to(device))[1]
@@ -117,8 +117,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tenso
 
 
 @torch.no_grad()
-def tell(model: nn.Module, ids: list[int], count: int):
-    """Yield ids: each token reads the whole context again."""
+def generate(model: nn.Module, ids: list[int], count: int):
+    """Yield token ids without a KV cache: each token needs a forward pass over the whole context."""
     for _ in range(count):
         logits = model(torch.tensor([ids[-model.max_len :]]))[0][0, -1] / 0.8
         kept = torch.topk(logits, 50)
@@ -127,7 +127,7 @@ def tell(model: nn.Module, ids: list[int], count: int):
 
 
 class GPT2(nn.Module):
-    """The form that nanoGPT trains: learned positions, LayerNorm, one product for q, k and v, GELU four times as wide."""
+    """The form that nanoGPT trains: learned positions, LayerNorm, one projection for q, k and v, and a GELU MLP."""
 
     class Block(nn.Module):
         def __init__(self, width: int, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""What all stages measure with: contestants in turn, the memory of a process and its children, rows of one table."""
+"""How all stages measure: contestants in turn, the memory of a process and its children, rows of one table."""
 
 import json
 import multiprocessing
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-CUDA = torch.cuda.is_available()  # asking takes as long as a batch
+CUDA = torch.cuda.is_available()  # this check takes as long as loading a batch
 
 
 @dataclass
 class Row:
-    """One line of the table; `chapter`, `ours` and `limit` in the same unit, memory in MB above the start."""
+    """A row of the table. `chapter`, `ours` and `limit` have the same unit; memory is in MB above the start."""
 
     stage: str
     what: str
@@ -33,14 +33,17 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better ours is: of seconds and microseconds less is better."""
+        """How many times better ours is. For times, less is better."""
         if self.chapter is None:
             return None
         return self.chapter / self.ours if self.unit in ("s", "ms", "us") else self.ours / self.chapter
 
 
 def in_turn(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of a call of each; they take turns, so that a machine that drifts drifts for all. First calls do not count."""
+    """Return the median seconds per call of each, without its first call.
+
+    The contestants take turns, so that a change in the machine's speed affects all of them.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, call in contestants.items():
@@ -59,9 +62,10 @@ def synchronize() -> None:
 
 
 def in_process(function: Callable[..., float], *arguments: Any) -> tuple[float, float]:
-    """What `function` returns in a process of its own, and by how many MB memory grew there, its children counted.
+    """Run `function` in its own process. Return its result and the growth of memory there in MB, with its children.
 
-    Anonymous memory as /proc tells it, every 20 ms: pages of mapped files can go at any time, and do not count.
+    Memory is anonymous memory, read from /proc every 20 ms. Pages of mapped files can be dropped at any time, and do not
+    count.
     """
     pool = multiprocessing.get_context("spawn").Pool(1)
     try:
@@ -93,14 +97,14 @@ def memory_mb(pid: int) -> float:
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # gone by now
+    except OSError:  # it has ended by now
         return 0.0
     own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss_Anon"))
     return own / 1e3 + sum(memory_mb(int(child)) for child in children)
 
 
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return what the figures are measured on."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -117,7 +121,7 @@ def hardware() -> dict[str, Any]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as a Markdown table."""
 
     def figure(value: float | None) -> str:
         return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -134,7 +138,7 @@ def table(rows: list[Row]) -> str:
 
 
 def save(path: Path, rows: list[Row]) -> None:
-    """The rows and the hardware as JSON."""
+    """Write the rows and the hardware as JSON."""
     path.write_text(
         json.dumps({"hardware": hardware(), "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}, indent=1)
     )
@@ -148,7 +152,7 @@ def load(path: Path) -> list[Row]:
 
 
 def figure(path: Path, rows: list[Row]) -> None:
-    """The ratios as bars."""
+    """Draw the ratios as bars."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row.ratio]

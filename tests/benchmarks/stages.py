@@ -1,4 +1,4 @@
-"""The stages: each makes its rows, the chapter's way and the project's side by side."""
+"""The stages. Each returns rows that compare the chapter's way with ours."""
 
 import os
 import statistics
@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -14,30 +15,30 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from tinystories_lab.presets import PRESETS
-from tinystories_lab.recipe import TrainConfig
-from tinystories_lab.state import TrainState
 
 from tests.benchmarks import chapter
 from tests.benchmarks.measure import Row, in_process, in_turn
-from tinystories_lab import compiling, keeper, step
-from tinystories_lab.checkpoint import load_model, save_checkpoint
-from tinystories_lab.device import choose_device, choose_dtype
-from tinystories_lab.generate import stream, stream_many
+from tinystories_lab.checkpoint import CheckpointWriter, load_model, save_checkpoint
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.data.stories import StoryTexts, load_stories
+from tinystories_lab.data.toyland import generate_stories
+from tinystories_lab.device import choose_device, choose_dtype, compile_model
+from tinystories_lab.generate import stream, stream_batch
 from tinystories_lab.loader import BinLoader
-from tinystories_lab.model import GPTConfig, GPTMini
-from tinystories_lab.stories import load_stories
+from tinystories_lab.model import GPTConfig, GPTMini, new_model
+from tinystories_lab.run import PRESETS
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, write_bin
+from tinystories_lab.trainer import TrainState, train_step
 
 DEVICE = choose_device()[0]
 DTYPE = choose_dtype(DEVICE)[0]
-# Dense products in bfloat16 or float16 with float32 sums, TFLOP/s, as the makers state them.
+# Dense bfloat16 or float16 matrix products with float32 accumulation, in TFLOP/s, as the makers state them.
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L4": 121, "T4": 65}
 CHAPTER_RUN = 200e6  # tokens
 
 
 def megabytes_of(stories: datasets.Dataset, megabytes: float) -> datasets.Dataset:
-    """The stories, as often as it takes for so much text."""
+    """Return the stories, repeated until they have this many megabytes of text."""
     size = sum(len(text.encode()) for text in stories[:2_000]["text"]) / min(2_000, len(stories))
     count = int(megabytes * 1e6 / size)
     often = datasets.concatenate_datasets([stories] * (count // len(stories) + 1))
@@ -45,7 +46,7 @@ def megabytes_of(stories: datasets.Dataset, megabytes: float) -> datasets.Datase
 
 
 def corpus(folder: Path, source: str) -> datasets.Dataset:
-    """Stories to encode, with the tokenizer beside them."""
+    """Return stories to encode, and write a tokenizer to the folder."""
     stories, _ = load_stories(source, folder, max_stories=100_000)
     if not (folder / "tokenizer.json").exists():
         save_tokenizer(train_tokenizer(stories["train"]["text"][:20_000], 8_000), folder / "tokenizer.json")
@@ -53,19 +54,19 @@ def corpus(folder: Path, source: str) -> datasets.Dataset:
 
 
 def _encode(folder: Path, source: str, megabytes: float, ours: bool) -> float:
-    """Seconds for so much text."""
+    """Return the seconds to encode this many megabytes of text."""
     warnings.simplefilter("ignore")
     stories, tokenizer = megabytes_of(corpus(folder, source), megabytes), load_tokenizer(folder / "tokenizer.json")
     started = time.perf_counter()
     if ours:
-        write_bin(folder / "ours.bin", stories, tokenizer)
+        write_bin(folder / "ours.bin", StoryTexts(stories), tokenizer)
     else:
         chapter.encode_to_bin(folder / "chapter.bin", stories["text"][:], tokenizer)
     return time.perf_counter() - started
 
 
 def prepare(source: str, large: bool) -> list[Row]:
-    """Text to a token file: speed, and memory at growing sizes."""
+    """Encode text to a token file: speed and memory at growing sizes."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -78,7 +79,7 @@ def prepare(source: str, large: bool) -> list[Row]:
 
         reference = 10 / in_turn({"library": library}, 1)["library"]
         for megabytes in (5, 50, 500) if large else (5, 50):
-            # 500 MB the chapter's way would take minutes and 5 GB.
+            # The chapter's way would need minutes and 5 GB of memory for 500 MB.
             theirs = in_process(_encode, folder, source, megabytes, False) if megabytes < 500 else (None, None)
             ours = in_process(_encode, folder, source, megabytes, True)
             if megabytes < 500 and (folder / "ours.bin").read_bytes() != (folder / "chapter.bin").read_bytes():
@@ -96,10 +97,8 @@ def _load(stories: int, ours: bool) -> float:
         if ours:
             load_stories("toyland", folder, max_stories=stories)
         else:
-            from tinystories_lab.toyland import tell_stories
-
             kept, seen = [], set()
-            for story in tell_stories(stories):
+            for story in generate_stories(stories):
                 if story.strip() and story not in seen:
                     seen.add(story)
                     kept.append(story)
@@ -107,20 +106,20 @@ def _load(stories: int, ours: bool) -> float:
 
 
 def load(source: str, large: bool) -> list[Row]:
-    """Built-in stories told, cleaned and kept; the chapter's list ends in memory, ours on disk."""
+    """Generate, clean and store built-in stories: in a list in memory (the chapter's way), or on disk (ours)."""
     count = 2_119_719 if large else 200_000
     theirs, ours = in_process(_load, count, False), in_process(_load, count, True)
-    note = "told alone, the same stories take most of it"
+    note = "generating the same stories alone takes most of the time"
     return [Row("load", f"{count:,} built-in stories", "s", theirs[0], ours[0], None, theirs[1], ours[1], note)]
 
 
 def loader(source: str, large: bool) -> list[Row]:
-    """A batch of 32 x 512 from a file of 200M tokens."""
+    """Load a batch of 32 x 512 from a file of 200M tokens."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.bin"
         np.random.default_rng(0).integers(0, 8_000, 200_000_000, np.uint16).tofile(path)
         theirs, ours = chapter.Loader(path, 32, 512), BinLoader(path, 32, 512, vocab_size=8_000, device=DEVICE)
-        theirs.tokens.max()  # as ours has looked at every token: no page is met for the first time
+        theirs.tokens.max()  # reads every token once, as ours has done, so that all pages are in memory
         steps = iter(range(10**9))
         seconds = in_turn(
             {
@@ -133,7 +132,7 @@ def loader(source: str, large: bool) -> list[Row]:
 
 
 def product_seconds(B: int, T: int, config: GPTConfig) -> float:
-    """Seconds that a step's matrix products alone take here: once forward, twice backward, in the dtype of training."""
+    """Return the seconds of a step's matrix products alone: one forward, two backward, in the dtype of training."""
     C, H, V, N = config.d_model, config.d_hidden, config.vocab_size, B * T
     shapes = [(C, 3 * C), (C, C), (C, H), (C, H), (H, C)] * config.n_layer + [(C, V)]
     tensors = [
@@ -151,11 +150,17 @@ def product_seconds(B: int, T: int, config: GPTConfig) -> float:
 
 def our_state(compiled: bool, B: int, T: int) -> tuple[TrainState, tuple[torch.Tensor, torch.Tensor]]:
     config = TrainConfig(batch_size=B, seq_len=T)
-    state = TrainState.new(GPTConfig(), config, "", "", DEVICE, DTYPE)
+    state = TrainState.new(new_model(GPTConfig()).to(DEVICE), config, DTYPE)
     ids = torch.randint(8_000, (B, T + 1), device=DEVICE)
     batch = ids[:, :-1], ids[:, 1:]
+
+    def warm_up(forward: Callable) -> None:
+        with torch.autocast(DEVICE.type, DTYPE, enabled=DTYPE is not torch.float32):
+            forward(*batch)[1].backward()
+        state.optimizer.zero_grad()
+
     if compiled:
-        compiling.compile_where_it_pays(state, state.model, batch, DTYPE)
+        state.forward, _ = compile_model(state.model, DEVICE, 1e18, warm_up)
     return state, batch
 
 
@@ -170,14 +175,14 @@ def _two_steps(ours: bool, B: int, T: int) -> float:
         state, batch = our_state(True, B, T)
     for _ in range(2):
         if ours:
-            step.take_step(state, batch, DTYPE)
+            train_step(state, batch)
         else:
             their_step(chapter.Model(), torch.float32, B, T)()
     return 0.0
 
 
 def train(source: str, large: bool) -> list[Row]:
-    """Training steps of the chapter's model: its loop, two peers' models compiled, ours as a long run takes it."""
+    """Train the chapter's model: its loop, two other models compiled, and ours as in a long run."""
     cuda = DEVICE.type == "cuda"
     B, T = (32, 512) if cuda else (8, 512)
     their_dtype = DTYPE if cuda else torch.float32
@@ -192,8 +197,8 @@ def train(source: str, large: bool) -> list[Row]:
     contestants = {
         "chapter": their_step(chapter.Model(), their_dtype, B, T),
         **peers,
-        "ours, not compiled": lambda: step.take_step(plain, plain_batch, DTYPE),
-        "ours": lambda: step.take_step(state, batch, DTYPE),
+        "ours, not compiled": lambda: train_step(plain, plain_batch),
+        "ours": lambda: train_step(state, batch),
     }
     seconds = in_turn(contestants, 40 if cuda else 5)
     speed = {name: B * T / of_one for name, of_one in seconds.items()}
@@ -211,7 +216,7 @@ def train(source: str, large: bool) -> list[Row]:
 
 
 def weights_seconds() -> float:
-    """Seconds to multiply one row by every matrix of the model, in the faster layout: what a token costs at least."""
+    """Return the seconds to multiply one row by every matrix in the faster layout: the least that a token costs."""
     config = GPTConfig()
     C, H, V = config.d_model, config.d_hidden, config.vocab_size
     shapes = [(C, 3 * C), (C, C), (C, H), (C, H), (H, C)] * config.n_layer + [(C, V)]
@@ -221,7 +226,7 @@ def weights_seconds() -> float:
 
 
 def llama(model: GPTMini):
-    """The same weights in transformers' Llama, where that is installed."""
+    """Return a model of the same size in transformers, or None if transformers is not installed."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
@@ -233,11 +238,11 @@ def llama(model: GPTMini):
 
 
 def generate(source: str, large: bool) -> list[Row]:
-    """Stories of 500 tokens on the CPU, one and 32 at once, and the first token after loading."""
+    """Generate stories of 500 tokens on the CPU, one and 32 at a time, and the first token after loading."""
     rows, count = [], 500
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "final.pt"
-        state = TrainState.new(GPTConfig(), TrainConfig(), "", "", torch.device("cpu"), torch.float32)
+        state = TrainState.new(new_model(GPTConfig()), TrainConfig(), torch.float32)
         save_checkpoint(path, state.model_checkpoint())
 
         def first() -> None:
@@ -251,7 +256,7 @@ def generate(source: str, large: bool) -> list[Row]:
     transformer = llama(model)
     for turn in range(4):
         started = time.perf_counter()
-        for _ in chapter.tell(theirs, [1, 2, 3, 4, 5], count if large else 200):
+        for _ in chapter.generate(theirs, [1, 2, 3, 4, 5], count if large else 200):
             pass
         turns["chapter"].append((count if large else 200) / (time.perf_counter() - started))
         times = [time.perf_counter()]
@@ -260,7 +265,7 @@ def generate(source: str, large: bool) -> list[Row]:
         turns["ours"].append(count / (times[-1] - times[0]))
         curve = [b - a for a, b in pairwise(times)]
         started = time.perf_counter()
-        for _ in stream_many(model, [[1, 2, 3, 4, 5]] * 32, count, seeds=range(32)):
+        for _ in stream_batch(model, [[1, 2, 3, 4, 5]] * 32, count, seeds=range(32)):
             pass
         turns["many"].append(32 * count / (time.perf_counter() - started))
         if transformer is not None:
@@ -268,8 +273,8 @@ def generate(source: str, large: bool) -> list[Row]:
             sampled = {"do_sample": True, "temperature": 0.8, "top_k": 50, "pad_token_id": 0, "eos_token_id": None}
             started = time.perf_counter()
             with torch.inference_mode():
-                told = transformer.generate(ids, max_new_tokens=count, min_new_tokens=count, **sampled)
-            turns["transformers"].append((told.shape[1] - 5) / (time.perf_counter() - started))
+                generated = transformer.generate(ids, max_new_tokens=count, min_new_tokens=count, **sampled)
+            turns["transformers"].append((generated.shape[1] - 5) / (time.perf_counter() - started))
     speed = {name: statistics.median(values) for name, values in turns.items() if values}
     note = (
         f"transformers {speed['transformers']:.0f}; " if "transformers" in speed else "transformers is not installed; "
@@ -277,7 +282,7 @@ def generate(source: str, large: bool) -> list[Row]:
     early, late = (1 / statistics.median(part) for part in (curve[5:45], curve[-40:]))
     note += f"{early:.0f} around token 25, {late:.0f} around 480"
     if not large:
-        note += "; the chapter's over 200 tokens, where it is faster"
+        note += "; the chapter's way over 200 tokens, at which it is faster"
     rows.append(
         Row(
             "generate",
@@ -303,7 +308,7 @@ def generate(source: str, large: bool) -> list[Row]:
 
 
 def imports(source: str, large: bool) -> list[Row]:
-    """What importing costs beyond torch."""
+    """Import modules: the time beyond that of torch."""
 
     def start(code: str) -> None:
         subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
@@ -320,34 +325,30 @@ def imports(source: str, large: bool) -> list[Row]:
 
 
 def checkpoint(source: str, large: bool) -> list[Row]:
-    """How long a save of the chapter's model stops the loop, as the project does it on a CPU and on a GPU."""
+    """Save the chapter's model: how long the loop stops, with our saves on a CPU and on a GPU."""
     state, batch = our_state(False, 1, 32)
-    step.take_step(state, batch, DTYPE)
-    rows, was = [], keeper.writes_beside
+    train_step(state, batch)
+    rows, stops = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        stops = {}
-        for beside in (False, True):
-            keeper.writes_beside = lambda device, beside=beside: beside
-            kept = keeper.Keeper(Path(folder), state, lambda: None)
-            seconds = []
+        for background in (False, True):
+            writer, seconds = CheckpointWriter(folder, 0, background), []
             for _ in range(5):
-                kept.settle()
+                writer.wait()
                 started = time.perf_counter()
-                kept.save("last.pt")
+                writer.save("last.pt", state.checkpoint())
                 seconds.append(time.perf_counter() - started)
-            kept.settle()
-            stops[beside] = statistics.median(seconds)
-    keeper.writes_beside = was
+            writer.wait()
+            stops[background] = statistics.median(seconds)
     config = PRESETS["book"].train
     saves = config.total_steps // config.save_every + 1 + config.total_steps // config.keep_every
-    for beside, where in ((False, "in line, as on a CPU"), (True, "by a thread, as on a GPU")):
-        note = f"{saves} saves of a book run: {saves * stops[beside]:.1f} s"
-        rows.append(Row("checkpoint", where, "s", stops[False], stops[beside], note=note))
+    for background, where in ((False, "in the loop, as on a CPU"), (True, "by a thread, as on a GPU")):
+        note = f"{saves} saves of a book run: {saves * stops[background]:.1f} s"
+        rows.append(Row("checkpoint", where, "s", stops[False], stops[background], note=note))
     return rows
 
 
 def growth(source: str, large: bool) -> list[Row]:
-    """Twice and four times as much should take twice and four times as long: seconds per unit of work at 1x over 4x."""
+    """Do two and four times the work: the seconds per unit of work at 1x, divided by those at 4x."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -358,15 +359,15 @@ def growth(source: str, large: bool) -> list[Row]:
             2,
         )
     state, batch = our_state(False, 2, 128)
-    trained = in_turn(
-        {str(n): lambda n=n: [step.take_step(state, batch, DTYPE) for _ in range(4 * n)] for n in (1, 2, 4)}, 2
-    )
+    trained = in_turn({str(n): lambda n=n: [train_step(state, batch) for _ in range(4 * n)] for n in (1, 2, 4)}, 2)
     model = GPTMini(GPTConfig()).eval()
-    told = in_turn({str(n): lambda n=n: list(islice(stream(model, [1], 10**6, seed=0), 400 * n)) for n in (1, 2, 4)}, 2)
+    generated = in_turn(
+        {str(n): lambda n=n: list(islice(stream(model, [1], 10**6, seed=0), 400 * n)) for n in (1, 2, 4)}, 2
+    )
     for what, seconds in (
         ("prepare, 5 to 20 MB", encoded),
         ("training, 4 to 16 steps", trained),
-        ("generating, 400 to 1,600 tokens", told),
+        ("generating, 400 to 1,600 tokens", generated),
     ):
         times = ", ".join(f"{n}x {seconds[n]:.2f} s" for n in ("1", "2", "4"))
         rows.append(Row("growth", what, "of linear", None, 4 * seconds["1"] / seconds["4"], 1.0, note=times))

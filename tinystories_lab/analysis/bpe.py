@@ -1,13 +1,13 @@
-"""Byte-pair encoding step by step: the merges of a tokenizer, and what each one does to a text.
+"""Byte-pair encoding (BPE) step by step: the merges of a tokenizer, and the effect of each one on a text.
 
 Merges are learned one after another, so every smaller vocabulary is the beginning of a larger one.
 """
 
 import json
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -15,15 +15,14 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tinystories_lab.loader import open_tokens
 from tinystories_lab.tokenizer import check_vocab_size
 
-# Byte-level BPE (GPT-2) writes each byte as one printable character: itself if it is printable, else one from 256 on.
+# Byte-level BPE (GPT-2) writes each byte as one character: the byte itself if it is printable, else one from 256 on.
 _ALPHABET = ByteLevel.alphabet()
 _NOT_PRINTABLE = sorted(set(range(256)) - set(map(ord, _ALPHABET)))
 _BYTE_OF = {char: ord(char) if ord(char) < 256 else _NOT_PRINTABLE[ord(char) - 256] for char in _ALPHABET}
 
 
-@dataclass(frozen=True)
-class MergeStep:
-    """A sentence after the first `number` merges. The last one joined `pair` to `made`; both are empty in step 0."""
+class MergeStep(NamedTuple):
+    """A sentence after the first `number` merges. The last merge joined `pair` to `made`; both are empty in step 0."""
 
     number: int
     pair: tuple[str, ...]
@@ -32,21 +31,20 @@ class MergeStep:
 
 
 def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """Return the merged pairs in the order in which they were learned, as the tokenizer writes them (Ġ is a space)."""
+    """Return the merged pairs in the order they were learned, as the tokenizer writes them (Ġ is a space)."""
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 def truncate_vocab(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer as it was at `vocab_size` tokens: the same that training on the same texts gives.
+    """Return the tokenizer that training on the same texts gives for a smaller `vocab_size`.
 
-    A vocabulary that never had that size is returned whole, as `train_tokenizer` too may give fewer tokens than asked
-    for. Raises ValueError as `check_vocab_size` does.
+    If the vocabulary never had that size, the tokenizer is returned as it is. Raises ValueError as `check_vocab_size`.
     """
     check_vocab_size(vocab_size)
     settings = json.loads(tokenizer.to_str())
     model = settings["model"]
     made = ["".join(pair) for pair in model["merges"]]
-    distinct = list(dict.fromkeys(made))  # two merges may make the same token
+    distinct = list(dict.fromkeys(made))  # because two merges may make the same token
     kept = vocab_size - (tokenizer.get_vocab_size() - len(distinct))
     if not 0 <= kept < len(distinct):
         return tokenizer
@@ -63,32 +61,27 @@ def token_to_text(token: str) -> str:
 
 
 def token_texts(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Return the text of each token. Joined, they are `text`, unless a character is split over two tokens."""
+    """Return the text of each token. Joined, these are `text`, unless a character is split between tokens."""
     return [token_to_text(token) for token in tokenizer.encode(text, add_special_tokens=False).tokens]
 
 
 def quote(text: str) -> str:
-    r"""Return a token's text in quotes, so that spaces are visible, with line breaks written as `\n`."""
+    r"""Return a token's text in quotes, which make spaces visible, with line breaks written as `\n`."""
     return f"'{text}'".replace("\n", r"\n")
 
 
 def merge_history(tokenizer: Tokenizer, sentence: str) -> list[MergeStep]:
-    """Return the sentence as bytes, then after each merge that changes it, in order.
-
-    The last step is how the tokenizer encodes the sentence now. Special tokens are treated as plain text.
-    """
+    """Return the steps that encode a sentence as plain text: its bytes, then each merge that changes it."""
     learned = [(), *merges(tokenizer)]  # step 0 joins nothing
     rank = {pair: number for number, pair in enumerate(learned)}
     words = tokenizer.pre_tokenizer.pre_tokenize_str(sentence)
-    text = "\n".join(
-        " ".join(word) for word, _ in words
-    )  # a line per word, a space between tokens (Sennrich et al. 2016)
+    text = "\n".join(" ".join(word) for word, _ in words)  # a word per line, a space between tokens (Sennrich et al.)
     history = {0: text}
     while pairs := {pair for line in text.split("\n") for pair in pairwise(line.split(" "))} & rank.keys():
         first, second = pair = min(pairs, key=rank.__getitem__)
         occurrence = rf"(?<!\S){re.escape(first)} {re.escape(second)}(?!\S)"
         text = (first + second).join(re.split(occurrence, text))
-        history[max(rank[pair], *history)] = text  # a merge may make a token that earlier merges join again
+        history[max(rank[pair], *history)] = text  # this merge may make a token that an earlier merge joins again
     steps = []
     for number, text in history.items():
         pair, pieces = learned[number], [token_to_text(token) for token in text.split()]
@@ -97,20 +90,12 @@ def merge_history(tokenizer: Tokenizer, sentence: str) -> list[MergeStep]:
 
 
 def inspect_bin(bin_path: str | Path, tokenizer: Tokenizer, start: int, count: int) -> list[dict[str, object]]:
-    """Return a table row for each of `count` tokens of a token file: its position, its two bytes, its id and its text.
-
-    Raises FileNotFoundError if there is no file, and ValueError if `start` is outside it.
-    """
+    """Return a table row for each of `count` tokens of a token file. Raises ValueError if `start` is outside."""
     tokens = open_tokens(bin_path)
     if not 0 <= start < len(tokens):
         raise ValueError(f"start is {start}; {bin_path} holds the tokens 0 to {len(tokens) - 1:,}")
-    return [
-        {
-            "token": place,
-            "at byte": 2 * place,
-            "bytes": tokens[place : place + 1].tobytes().hex(" "),
-            "id": int(tokens[place]),
-            "stands for": quote(token_to_text(tokenizer.id_to_token(int(tokens[place])))),
-        }
-        for place in range(start, min(start + count, len(tokens)))
-    ]
+    rows = []
+    for place, token in enumerate(tokens[start : start + count], start):
+        row = {"token": place, "at byte": 2 * place, "bytes": token.tobytes().hex(" "), "id": int(token)}
+        rows.append(row | {"text": quote(token_to_text(tokenizer.id_to_token(int(token))))})
+    return rows

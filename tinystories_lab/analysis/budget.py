@@ -1,4 +1,4 @@
-"""What a run costs: its parameters, tokens, steps and time, from the speed of this machine."""
+"""The cost of a run in parameters, tokens, steps and time, and the speed of this machine."""
 
 import time
 from collections.abc import Mapping
@@ -12,42 +12,36 @@ from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.model import GPTConfig, count_parameters, new_model
 from tinystories_lab.trainer import TrainState, train_step
 
-_CPU_TOKENS = 2_048  # per measured step on a CPU, which is no faster with larger batches
+_CPU_TOKENS = 2_048  # per measured step on a CPU: larger batches are no faster there
 
 
-def budget(
-    model_config: GPTConfig, tokens: int, tokens_per_step: int, speeds: Mapping[str, float]
-) -> dict[str, object]:
-    """Return the cost of a run, line by line: parameters, tokens, steps, and the time on each machine in `speeds`.
+def budget(config: GPTConfig, tokens: int, tokens_per_step: int, speeds: Mapping[str, float]) -> dict[str, object]:
+    """Return the parameters, tokens and steps of a run, and its time on each machine in `speeds`.
 
     A speed is parameters times tokens per second (see `machine_speeds`). Training takes about six floating-point
     operations per parameter and token, so a model twice as large takes twice as long.
     """
-    parameters = count_parameters(model_config)
-    return {
-        "parameters": parameters,
-        "tokens": tokens,
-        "tokens per parameter": tokens / parameters,
-        "tokens per step": tokens_per_step,
-        "steps": tokens // tokens_per_step,
-    } | {f"time on {machine}": format_duration(parameters * tokens / speed) for machine, speed in speeds.items()}
+    parameters = count_parameters(config)
+    costs = {"parameters": parameters, "tokens": tokens, "tokens per parameter": tokens / parameters}
+    costs |= {"tokens per step": tokens_per_step, "steps": tokens // tokens_per_step}
+    for machine, speed in speeds.items():
+        costs[f"time on {machine}"] = format_duration(parameters * tokens / speed)
+    return costs
 
 
 def machine_speeds(model_config: GPTConfig, config: TrainConfig) -> dict[str, float]:
-    """Return parameters times tokens per second: the chapter's for T4 and A100, and measured on this machine."""
-    chapter = {
-        machine: result["tokens_per_second"] * CHAPTER_RESULTS["parameters"]
-        for machine, result in CHAPTER_RESULTS["machines"].items()
-        if machine.startswith("Colab")
-    }
-    return chapter | {"this machine": measure_speed(model_config, config) * count_parameters(model_config)}
+    """Return parameters times tokens per second: the chapter's values for T4 and A100, and a measurement here."""
+    speeds = {}
+    for machine, result in CHAPTER_RESULTS["machines"].items():
+        if machine.startswith("Colab"):
+            speeds[machine] = result["tokens_per_second"] * CHAPTER_RESULTS["parameters"]
+    return speeds | {"this machine": measure_speed(model_config, config) * count_parameters(model_config)}
 
 
 def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float = 2.0) -> float:
-    """Return the tokens per second of training on this machine, from real steps on random ids for about `seconds`.
+    """Return the tokens per second of training on this machine, measured on random ids for about `seconds`.
 
-    The model is not compiled. A run long enough to be compiled is faster. No file is written, and no random state
-    changes.
+    The model is not compiled, so a run that compiles its model is faster. Global random state does not change.
     """
     device, _ = choose_device()
     dtype, _ = choose_dtype(device)

@@ -1,4 +1,4 @@
-"""How good is a run? Its loss in comparable units, its checklist, and its results beside those of other runs."""
+"""The quality of a run: its loss in comparable units, its checklist, and its results beside those of other runs."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from tinystories_lab.loader import BinInfo
 from tinystories_lab.model import GPTConfig, count_parameters
 from tinystories_lab.run import Workspace, load_config
 
-# As reported in "A Four-Hour Training Run", Study Tiny LLM, Part 4, Ch 15, except for two values that we measured.
+# From "A Four-Hour Training Run", Study Tiny LLM, Part 4, Ch 15, except for two values that we determined ourselves.
 CHAPTER_RESULTS = {
     "parameters": 9_952_320,  # counted by us; the chapter says ten million
     "tokens_per_step": 16_384,
-    "bytes_per_token": 4.1,  # measured by us on real stories, with a vocabulary of 8,000
+    "bytes_per_token": 4.1,  # measured by us on its stories, with a vocabulary of 8,000
     "loss_by_step": {0: 8.99, 200: 8.95, 1000: 4.20, 2000: 3.10, 4000: 2.78, 8000: 2.55, 12000: 2.45},
     "machines": {
         "Colab T4, fp16": {"hours": 2.8, "tokens_per_second": 21_000, "final_loss": 2.45},
@@ -26,36 +26,37 @@ CHAPTER_RESULTS = {
         "M2 Pro, MPS, bf16": {"hours": 3.5, "tokens_per_second": 17_000, "final_loss": 2.46},
     },
 }
-_MAX_HALF_STEPS = 500  # of a half-size run; with the `book` preset they take minutes on a T4
+_MAX_HALF_STEPS = 500  # of a half-size run; with the `book` preset, these take minutes on a T4
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss), for a loss in nats: the model is as uncertain as among this many equally likely tokens."""
+    """Return exp(loss): a model with this loss in nats is as uncertain as among so many equally likely tokens."""
     return math.exp(loss)
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Convert a loss in nats per token to bits per byte of text, which is comparable between tokenizers."""
+    """Convert a loss in nats per token to bits per byte of text, which can be compared between tokenizers."""
     return loss / math.log(2) / bytes_per_token
 
 
 def bytes_per_token(run_dir: str | Path) -> float:
-    """Return the bytes per token of a run's validation stories, or of its training stories if val.json is gone."""
+    """Return the bytes per token of a run's validation stories, or of its training stories if val.json is missing."""
     data = load_config(run_dir)["data"]
     info = BinInfo.load(Path(run_dir).resolve().parents[1] / "data" / data["name"] / "val.bin")
     return info.bytes_per_token if info else data["bytes"] / data["tokens"]
 
 
 def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any]]) -> None:
-    """Save stories in samples.jsonl under `when` ("before" or "after" training) in place of older ones."""
+    """Save stories in samples.jsonl as those from `when` ("before" or "after" training), in place of older ones."""
     path = Path(run_dir) / "samples.jsonl"
-    others = [row for row in read_rows(path) if row["when"] != when]
+    rows = [row for row in read_rows(path) if row["when"] != when]
+    rows += ({"when": when, **sample} for sample in samples)
     with atomic_write(path, "w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in [*others, *({"when": when, **sample} for sample in samples)])
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def checklist(run_dir: str | Path) -> dict[str, bool]:
-    """Return the chapter's list of what a finished run leaves behind, and whether each item is there."""
+    """Return the chapter's list of what a finished run leaves behind, and whether each item exists."""
     run_dir = Path(run_dir)
     counts = Counter(row["when"] for row in read_rows(run_dir / "samples.jsonl"))
     return {
@@ -70,58 +71,51 @@ def checklist(run_dir: str | Path) -> dict[str, bool]:
 
 
 def run_results(run_dir: str | Path) -> dict[str, Any]:
-    """Return a run's results as a table row; the loss is its last validation loss in nats per token.
-
-    Raises FileNotFoundError if the run has no config.yaml or no evaluation yet.
-    """
+    """Return the results of a run as a table row. Raises FileNotFoundError without a config.yaml or an evaluation."""
     run_dir = Path(run_dir)
     config, log = load_config(run_dir), read_log(run_dir / "loss.jsonl")
-    losses = [row["val_loss"] for row in log if "val_loss" in row]
+    losses = [row["val_loss"] for row in log if "val_loss" in row]  # the last one is the result
     if not losses:
-        raise FileNotFoundError(
-            f"no finished evaluation in {run_dir / 'loss.jsonl'}: run 03_train (or `train` in the shell) first"
-        )
+        path = run_dir / "loss.jsonl"
+        raise FileNotFoundError(f"no finished evaluation in {path}: run 03_train (or `train` in the shell) first")
     tokens, seconds = log[-1]["tokens"], log[-1]["seconds"]
-    return {
-        "run": run_dir.name,
-        "loss": losses[-1],
-        "bits per byte": bits_per_byte(losses[-1], bytes_per_token(run_dir)),
-        "minutes": seconds / 60,
-        "tokens per second": round(tokens / max(seconds, 0.01)),
-        "tokens read": tokens,
-        "parameters": count_parameters(GPTConfig.from_dict(config["model"])),
-    }
+    bits = bits_per_byte(losses[-1], bytes_per_token(run_dir))
+    parameters = count_parameters(GPTConfig.from_dict(config["model"]))
+    row = {"run": run_dir.name, "loss": losses[-1], "bits per byte": bits, "minutes": seconds / 60}
+    row |= {"tokens per second": round(tokens / max(seconds, 0.01)), "tokens read": tokens, "parameters": parameters}
+    return row
 
 
 def chapter_results() -> list[dict[str, Any]]:
     """Return the chapter's three runs as table rows with the columns of `run_results`."""
-    return [
-        {
-            "run": f"the chapter: {machine}",
-            "loss": result["final_loss"],
-            "bits per byte": bits_per_byte(result["final_loss"], CHAPTER_RESULTS["bytes_per_token"]),
-            "minutes": result["hours"] * 60,
-            "tokens per second": result["tokens_per_second"],
-            "tokens read": max(CHAPTER_RESULTS["loss_by_step"]) * CHAPTER_RESULTS["tokens_per_step"],
-            "parameters": CHAPTER_RESULTS["parameters"],
-        }
-        for machine, result in CHAPTER_RESULTS["machines"].items()
-    ]
+    tokens = max(CHAPTER_RESULTS["loss_by_step"]) * CHAPTER_RESULTS["tokens_per_step"]
+    rows = []
+    for machine, result in CHAPTER_RESULTS["machines"].items():
+        loss, speed = result["final_loss"], result["tokens_per_second"]
+        bits = bits_per_byte(loss, CHAPTER_RESULTS["bytes_per_token"])
+        row = {"run": f"the chapter: {machine}", "loss": loss, "bits per byte": bits, "minutes": result["hours"] * 60}
+        row |= {"tokens per second": speed, "tokens read": tokens, "parameters": CHAPTER_RESULTS["parameters"]}
+        rows.append(row)
+    return rows
+
+
+def running_mean(losses: Sequence[float]) -> list[float]:
+    """Return the mean of the five losses around each (fewer at the ends, so that a straight line stays straight)."""
+    reaches = (min(2, i, len(losses) - 1 - i) for i in range(len(losses)))
+    return [fmean(losses[i - reach : i + reach + 1]) for i, reach in enumerate(reaches)]
 
 
 def compare_with_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the chapter's losses beside a run's train loss after as many tokens, and after the same share of the run.
+    """Return the chapter's losses beside a run's train losses: at the same tokens, and at the same share of the run.
 
-    The run's losses are means over up to five rows, and None where the run has not read so many tokens.
+    A loss of the run is a `running_mean`, or None if the run has not read so many tokens.
     """
     last_step, last_tokens = max(CHAPTER_RESULTS["loss_by_step"]), log[-1]["tokens"]
+    losses = running_mean([row["train_loss"] for row in log])
 
     def loss_after(tokens: float) -> float | None:
-        if tokens > 1.02 * last_tokens:
-            return None
         nearest = min(range(len(log)), key=lambda i: abs(log[i]["tokens"] - tokens))
-        reach = min(2, nearest, len(log) - 1 - nearest)
-        return fmean(row["train_loss"] for row in log[nearest - reach : nearest + reach + 1])
+        return losses[nearest] if tokens <= 1.02 * last_tokens else None
 
     rows = []
     for step, loss in CHAPTER_RESULTS["loss_by_step"].items():
@@ -132,35 +126,42 @@ def compare_with_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def bits_by_tokens(run_dir: str | Path) -> list[tuple[int, float]]:
-    """Return (tokens read, bits per byte) at each evaluation: comparable between models and tokenizers."""
+    """Return (tokens read, bits per byte) at each evaluation, which can be compared between models and tokenizers."""
     size = bytes_per_token(run_dir)
     log = read_log(Path(run_dir) / "loss.jsonl")
     return [(row["tokens"], bits_per_byte(row["val_loss"], size)) for row in log if "val_loss" in row]
 
 
 def half_size(lab: Workspace) -> Workspace:
-    """Return a workspace for a run half as wide on the same data, with half the steps (at most 500), not mirrored."""
+    """Return the workspace of a smaller run on the same data: half the width, half the steps or 500, and no mirror."""
     config = lab.preset.train
     steps = min(_MAX_HALF_STEPS, config.total_steps // 2)
-    half = lab.with_train_config(
-        total_steps=steps,
-        warmup_steps=min(config.warmup_steps, steps // 10),
-        eval_every=min(config.eval_every, steps // 5 or 1),
-        log_every=min(config.log_every, steps // 25 or 1),
-    )
+    changes = {"total_steps": steps, "warmup_steps": min(config.warmup_steps, steps // 10)}
+    changes |= {"eval_every": min(config.eval_every, steps // 5 or 1)}
+    changes |= {"log_every": min(config.log_every, steps // 25 or 1)}
+    half = lab.with_train_config(**changes)
     preset = replace(half.preset, model=replace(lab.preset.model, d_model=lab.preset.model.d_model // 2))
     return replace(half, preset=preset, run_dir=lab.run_dir.with_name(f"{lab.run_dir.name}-half"), mirror_root=None)
 
 
 def find_other_run(lab: Workspace, name: str = "") -> Path | None:
-    """Return the folder of another finished run in the workspace: that of `name`, or the newest; None if there is none.
+    """Return the folder of another finished run beside this one: the run `name`, or the newest. None if there is none.
 
-    Raises FileNotFoundError if `name` is not a finished run, and lists those that are.
+    Raises FileNotFoundError, which lists the finished runs, if `name` is not one of them.
     """
     runs = lab.run_dir.parent
     finished = sorted(runs.glob("*/final.pt"), key=lambda path: path.stat().st_mtime)
     others = [path.parent for path in finished if path.parent != lab.run_dir and (path.parent / "config.yaml").exists()]
-    if name and runs / name not in others:
+    if not name:
+        return others[-1] if others else None
+    if runs / name not in others:
         available = ", ".join(sorted(other.name for other in others)) or "none"
         raise FileNotFoundError(f"no other finished run {name!r} in {runs}; finished runs: {available}")
-    return runs / name if name else others[-1] if others else None
+    return runs / name
+
+
+def format_value(value: object) -> str:
+    """Return the text of a table cell: 1,234 for an integer, three digits for a float, a dash for None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:#,.3g}" if abs(value) < 99.95 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""The five patterns of `diagnosis`, each demonstrated by training a small model for some seconds."""
+"""Demonstrate each of the five patterns of `diagnosis` by training a small model for a few seconds."""
 
 import shutil
 import tempfile
@@ -19,22 +19,18 @@ _TOKENS, _SEQ_LEN = 100_000, 128
 _HEALTHY = {"batch_size": 2, "seq_len": _SEQ_LEN, "total_steps": 120, "warmup_steps": 10, "peak_lr": 1e-2}
 _HEALTHY |= {"optimizer": "muon", "muon_lr": 1e-2, "log_every": 1, "eval_every": 20, "eval_batches": 8}
 _HEALTHY |= {"save_every": 1_000, "keep_every": 1_000}
-# For each pattern: what is changed, in words, and the changes to TrainConfig.
+# For each pattern: what is changed, in words, and the changes of the TrainConfig.
 FAILURE_MODES = {
     "healthy": ("nothing", {}),
-    "diverging": ("learning rates that rise to the end", {"peak_lr": 3.0, "muon_lr": 3.0, "warmup_steps": 119}),
+    "diverging": ("learning rates that rise to the last step", {"peak_lr": 3.0, "muon_lr": 3.0, "warmup_steps": 119}),
     "stuck": ("learning rates 10,000 times smaller", {"peak_lr": 1e-6, "muon_lr": 1e-6}),
     "spiking": ("random tokens in the data", {}),
-    "overfitting": ("data as long as a dozen stories", {}),
+    "overfitting": ("training data of about a dozen stories", {}),
 }
 
 
 def demonstrate(pattern: str, data_dir: str | Path) -> list[Row]:
-    """Train a small model on the first stories of `data_dir` so that its curve shows `pattern`; return its log rows.
-
-    All files are written to a temporary folder. Raises KeyError for a name that is not in FAILURE_MODES, and
-    FileNotFoundError if there is no data.
-    """
+    """Return the log rows of a small model, trained on the first stories of `data_dir` so that they show `pattern`."""
     _, changes = FAILURE_MODES[pattern]
     data_dir = Path(data_dir)
     ids = np.array(open_tokens(data_dir / "train.bin")[:_TOKENS])
@@ -42,7 +38,7 @@ def demonstrate(pattern: str, data_dir: str | Path) -> list[Row]:
     if pattern == "spiking":
         rng = np.random.default_rng(0)
         for start in range(len(ids) // 10, len(ids), len(ids) // 10):
-            noise = ids[start : start + 3 * _SEQ_LEN]  # so long that some windows contain nothing else
+            noise = ids[start : start + 3 * _SEQ_LEN]  # so long that some windows contain only noise
             noise[:] = rng.integers(2, vocab_size, len(noise))
     if pattern == "overfitting":
         ids = ids[: 16 * _SEQ_LEN]
@@ -54,6 +50,6 @@ def demonstrate(pattern: str, data_dir: str | Path) -> list[Row]:
             shutil.copy(data_dir / name, data)
         model = GPTConfig(vocab_size, n_layer=2, n_head=2, d_model=64, max_len=_SEQ_LEN)
         rows, config = [], TrainConfig(**_HEALTHY | changes)
-        with suppress(FloatingPointError):  # a diverging run may end like this, after enough rows to show it
+        with suppress(FloatingPointError):  # a diverging run may end like this; by then, its rows show the pattern
             rows.extend(train(run, data, model, config, dtype=torch.float32))  # the same on every machine
         return rows

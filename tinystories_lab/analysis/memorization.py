@@ -1,10 +1,9 @@
-"""Memorization: the longest passage of each story that also occurs in the training file."""
+"""Memorization: the longest passage of each story that also occurs in the training stories."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,8 +16,7 @@ _CHUNK = 2**20  # tokens of the file searched at a time: about 40 MB of memory, 
 _TABLE_BITS = 20
 
 
-@dataclass(frozen=True)
-class Overlap:
+class Overlap(NamedTuple):
     """A passage of whole words that also occurs in the training file, and its number of words."""
 
     words: int
@@ -28,37 +26,33 @@ class Overlap:
 def memorization_overlaps(
     generated: Sequence[Mapping[str, Any]], data_dir: str | Path, tokenizer: Tokenizer
 ) -> dict[str, list[Overlap]]:
-    """Return the longest overlap of each story with the training file, longest first, under "generated" and "real".
+    """Return the overlaps of the stories with the training file, longest first, under the keys "generated" and "real".
 
-    `generated` are rows of samples.jsonl. As many validation stories show how much overlap real stories have. Raises
-    FileNotFoundError if a token file is missing.
+    `generated` are rows of samples.jsonl. The same number of validation stories shows how much overlap real stories
+    have. Raises FileNotFoundError if a token file is missing.
     """
-    data_dir = Path(data_dir)
-    real = real_stories_like(generated, data_dir / "val.bin", tokenizer)
-    found = _longest_overlaps([row["story"] for row in [*generated, *real]], data_dir / "train.bin", tokenizer)
+    real = real_stories_like(generated, Path(data_dir, "val.bin"), tokenizer)
+    found = _longest_overlaps([row["story"] for row in [*generated, *real]], Path(data_dir, "train.bin"), tokenizer)
     kinds = {"generated": found[: len(generated)], "real": found[len(generated) :]}
     return {kind: sorted(overlaps, key=lambda overlap: -overlap.words) for kind, overlaps in kinds.items()}
 
 
 def overlap_rows(overlaps: Mapping[str, Sequence[Overlap]]) -> list[dict[str, Any]]:
-    """Return a table row for each kind of story: the mean and the largest number of words in its overlaps."""
+    """Return a table row for each kind of story: the mean and the maximum number of words in its overlaps."""
     words = {kind: [overlap.words for overlap in found] for kind, found in overlaps.items()}
     return [{"stories": kind, "words copied, mean": fmean(of), "most": max(of)} for kind, of in words.items()]
 
 
 def _longest_overlaps(stories: Sequence[str], train_bin: Path, tokenizer: Tokenizer) -> list[Overlap]:
-    """Return each story's longest run of tokens that also occurs in the training file, cut to whole words.
-
-    The search is exact for runs of four tokens or more. It takes one pass over the file: seconds for 200M tokens.
-    """
+    """Return each story's longest run of four or more tokens that the training file has too, cut to whole words."""
     tokens = open_tokens(train_bin)
-    # Encoded again, because a model may sample other ids than those by which the tokenizer encodes the same text.
+    # Stories are encoded again, because a model may sample other ids than the tokenizer gives for the same text.
     encoded = [tokenizer.encode(story) for story in stories]
     runs = _longest_runs([np.array(story.ids, np.uint16) for story in encoded], tokens)
     overlaps = []
     for text, story, (length, start, place) in zip(stories, encoded, runs, strict=True):
         first, last = (story.offsets[start][0], story.offsets[start + length - 1][1]) if length else (0, 0)
-        # A few tokens beside the run show whether its first and last words are whole in the training file too.
+        # A few tokens on both sides show whether the first and last words are whole in the training file, too.
         sides = tokens[max(0, place - 4) : place], tokens[place + length : place + length + 4]
         before, after = (tokenizer.decode(ids.tolist(), skip_special_tokens=False) for ids in sides)
         in_story = _whole_words(text[:first], text[first:last], text[last:])
@@ -69,17 +63,18 @@ def _longest_overlaps(stories: Sequence[str], train_bin: Path, tokenizer: Tokeni
 
 
 def _whole_words(before: str, passage: str, after: str) -> set[tuple[int, int]]:
-    """Return the spans of the words in the passage, except those that begin before it or continue after it."""
+    """Return the (start, end) of each word in the passage that does not begin before it or end after it."""
     found = (match.span() for match in WORD.finditer(before + passage + after))
     spans = ((start - len(before), end - len(before)) for start, end in found)
     return {(start, end) for start, end in spans if start >= 0 and end <= len(passage)}
 
 
 def _longest_runs(stories: Sequence[np.ndarray], tokens: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return each story's longest run of ids that `tokens` has too: (length, start in the story, start in `tokens`).
+    """Return each story's longest run of ids that also occurs in `tokens`: (length, start in story, start in `tokens`).
 
-    Stories are uint16 ids. A run has at least four ids; without one, the result is (0, 0, 0). Four ids form one 64-bit
-    number. Those of the stories are looked up at every place of `tokens`, and each match is extended id by id.
+    Stories are uint16 ids. Without a run of at least four ids, the result is (0, 0, 0). Every four ids form one 64-bit
+    number. The numbers of the stories are looked up at every place of `tokens`, and each match is extended id by id.
+    This takes seconds for 200M tokens.
     """
     best = np.zeros((len(stories), 3), np.int64)
     sizes = [len(story) + 1 for story in stories]
@@ -89,17 +84,17 @@ def _longest_runs(stories: Sequence[np.ndarray], tokens: np.ndarray) -> list[tup
     fours = _fours(joined.astype(np.uint16))[places]
     order = np.argsort(fours, kind="stable")
     fours, places = fours[order], places[order]
-    table = np.zeros(2**_TABLE_BITS, bool)  # rules out most numbers, many times as fast as a search
+    table = np.zeros(2**_TABLE_BITS, bool)  # rules out most numbers, much faster than a search
     table[_hash(fours)] = True
     longest = max(sizes, default=0)
     for offset in tqdm(range(0, len(tokens), _CHUNK), desc="look for copied passages", unit="M tokens"):
-        chunk = tokens[offset : offset + _CHUNK + longest]  # contains every run that begins in its first part
+        chunk = tokens[offset : offset + _CHUNK + longest]  # contains all of every run that begins in its first part
         window = _fours(chunk)
         hits = np.flatnonzero(table[_hash(window)])
-        # Too few hits in a row cannot become a run that is longer than any story's best.
+        # A run of n ids gives n - 3 hits in a row, so a short row of hits cannot improve any story's best run.
         in_a_row = np.diff(np.flatnonzero(np.diff(hits, prepend=-2, append=len(chunk) + 1) != 1))
         hits = hits[np.repeat(in_a_row, in_a_row) + 3 > best[:, 0].min(initial=2**16)]
-        # A number may occur several times in the stories: one pair (here, there) for each.
+        # A number may occur several times in the stories: make one pair (here, there) for each of them.
         first, last = (np.searchsorted(fours, window[hits], side) for side in ("left", "right"))
         count = last - first
         nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
@@ -116,10 +111,10 @@ def _longest_runs(stories: Sequence[np.ndarray], tokens: np.ndarray) -> list[tup
 
 
 def _fours(ids: np.ndarray) -> np.ndarray:
-    """Return every four neighbouring uint16 ids as one uint64, (len(ids) - 3,), without copying them."""
+    """Return every four neighbouring uint16 ids as one uint64, without a copy. The shape is (len(ids) - 3,)."""
     return np.ndarray(max(0, len(ids) - 3), np.uint64, np.ascontiguousarray(ids), strides=(2,))
 
 
 def _hash(fours: np.ndarray) -> np.ndarray:
-    """Return a place in the table for each number (multiplicative hashing)."""
+    """Return the place of each number in the table (multiplicative hashing)."""
     return (fours * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)

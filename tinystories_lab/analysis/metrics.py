@@ -1,4 +1,4 @@
-"""Automatic story metrics: length, vocabulary, repetition, and whether a story ends."""
+"""Automatic story metrics: length, vocabulary, repetition, and how many stories end."""
 
 from collections.abc import Mapping, Sequence, Set
 from itertools import chain, islice
@@ -13,10 +13,10 @@ from tinystories_lab.tokenizer import read_bin
 
 
 def longest_repetition(text: str) -> str:
-    """Return the longest passage of whole words that occurs twice in a text. Case and punctuation are ignored."""
+    """Return the longest passage of whole words that occurs twice in a text, ignoring case and punctuation."""
     spans, words = [match.span() for match in WORD.finditer(text)], words_of(text)
     longest, end = 0, 0
-    lengths = [0] * len(words)  # for each earlier word: the length of the passage that ends there and at this word
+    lengths = [0] * len(words)  # for each earlier word: the length of the passage that ends both there and here
     for this, word in enumerate(words):
         for that in range(this - 1, -1, -1):
             length = 1 + (lengths[that - 1] if that else 0) if words[that] == word else 0
@@ -27,17 +27,17 @@ def longest_repetition(text: str) -> str:
 
 
 def training_words(train_bin: str | Path, tokenizer: Tokenizer, stories: int = 50_000) -> frozenset[str]:
-    """Return the distinct words of a token file's first stories. Reading all of the chapter's would take a minute."""
+    """Return the distinct words of the first stories of a token file. Reading all of them could take a minute."""
     return frozenset(chain.from_iterable(map(words_of, islice(read_bin(train_bin, tokenizer), stories))))
 
 
 def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[str, float]:
-    """Return metrics over all stories of `rows` (with story and ended); `known` are the words of the training stories.
+    """Return metrics over the stories of `rows` (with story and ended); `known` are the words of the training stories.
 
-    words: mean per story. ended: fraction that ended by themselves. known_words: fraction of words that are known.
-    distinct_words, distinct_bigrams, distinct_trigrams: of all words (pairs, triples in a row), the fraction that are
-    distinct. A value near 0 means repetition. Longer texts repeat more, so compare the same number of stories of equal
-    length. Words are those of `words_of`. Raises ValueError if there are none.
+    words: mean per story. ended: fraction of stories that ended by themselves. known_words: fraction of words that are
+    known. distinct_words, distinct_bigrams, distinct_trigrams: distinct words (pairs, triples in a row) as a fraction
+    of all; a value near 0 means repetition. Longer texts repeat more, so compare equally many stories of equal length.
+    Raises ValueError if there are no words.
     """
     stories = [words_of(row["story"]) for row in rows]
     words = list(chain.from_iterable(stories))
@@ -61,17 +61,14 @@ def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[st
 def compare_metrics(
     samples: Sequence[Mapping[str, Any]], known: Set[str], val_bin: str | Path, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """Return the `story_metrics` of samples.jsonl as table rows, with a column each for before, after and real stories.
-
-    There are as many real stories as samples. A kind without stories has no column. The last row names unknown words.
-    """
+    """Return the `story_metrics` of samples before and after training and of as many real stories, as table rows."""
     columns = {when: [row for row in samples if row["when"] == when] for when in ("before", "after")}
     columns["real"] = real_stories_like(columns["after"] or samples, val_bin, tokenizer)
-    columns = {kind: rows for kind, rows in columns.items() if rows}
+    columns = {kind: rows for kind, rows in columns.items() if rows}  # no stories, no column
     metrics = {kind: story_metrics(rows, known) for kind, rows in columns.items()}
     names = next(iter(metrics.values()))
-    rows = [{"figure": name.replace("_", " ")} | {kind: metrics[kind][name] for kind in columns} for name in names]
-    unknown = {"figure": "not known"}
+    rows = [{"metric": name.replace("_", " ")} | {kind: metrics[kind][name] for kind in columns} for name in names]
+    unknown = {"metric": "unknown words"}
     for kind, stories in columns.items():
         words = dict.fromkeys(chain.from_iterable(words_of(row["story"]) for row in stories))
         unknown[kind] = ", ".join([word[:16] for word in words if word not in known][:3]) or "none"

@@ -1,4 +1,4 @@
-"""Probabilities of the next token: after a prompt, and at every token of a text."""
+"""Probabilities of the next token, after a prompt and at every token of a text."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,12 @@ from tinystories_lab.tokenizer import encode_prompt
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    r"""Return the text of a token. Bytes that are only part of a character appear as `\xc3`.
-
-    Raises ValueError for an id that the tokenizer does not have.
-    """
+    r"""Return the text of a token; part of a character appears as `\xc3`. Raises ValueError for an unknown id."""
     token = tokenizer.id_to_token(token_id)
     if token is None:
-        raise ValueError(
-            f"token {token_id} is not among this tokenizer's {tokenizer.get_vocab_size()}: is it the model's?"
-        )
-    # Tokenizers that are not byte-level write letters as they are and a space as this block.
+        size = tokenizer.get_vocab_size()
+        raise ValueError(f"token {token_id} is not among the tokenizer's {size}: use the model's own tokenizer")
+    # Tokenizers that are not byte-level write letters as they are, and a space as this block.
     return token_to_text(token) if isinstance(tokenizer.decoder, ByteLevel) else token.replace("▁", " ")
 
 
@@ -41,8 +37,8 @@ def top_next_tokens(
     """Return the `count` most likely tokens after `ids`: (quoted text, probability, the model's own probability).
 
     The model's own probabilities (temperature 1, no filter) select and order the tokens, so that rows stay in place
-    while the settings change. The token `sampled` is marked with an arrow, and added if it is not among them. The model
-    sees the `context_window` of the ids. Raises ValueError as `stream` does.
+    when the settings change. The token `sampled` gets an arrow and is added if it is missing. The model sees the
+    `context_window` of the ids. Raises ValueError as `stream` does.
     """
     check_ids(ids, model.config.vocab_size)
     window = context_window(list(ids), model.config.max_len)
@@ -53,19 +49,19 @@ def top_next_tokens(
     top = own.argsort(descending=True, stable=True)[:count].tolist()
     if sampled is not None and sampled not in top:
         top.append(sampled)
-    arrow = {sampled: "→ "}
-    return [
-        (arrow.get(token, "") + quote(token_text(tokenizer, token)), shaped[token].item(), own[token].item())
-        for token in top
-    ]
+    rows = []
+    for token in top:
+        text = ("→ " if token == sampled else "") + quote(token_text(tokenizer, token))
+        rows.append((text, shaped[token].item(), own[token].item()))
+    return rows
 
 
 @torch.inference_mode()
 def token_probabilities(model: GPTMini, tokenizer: Tokenizer, text: str) -> list[tuple[str, float]]:
-    """Return the tokens of a text that begins a story, each with the probability that the model gave it.
+    """Return the tokens of a text that begins a story, each with the probability that the model gives it.
 
-    Of a text over max_len, only the last tokens are returned. The mean of -ln(probability) is the loss on the text.
-    Raises ValueError for an empty text, and for another model's tokenizer.
+    If the text is longer than max_len, only its last tokens are returned. The mean of -ln(probability) is the loss on
+    the text. Raises ValueError for an empty text, and for another model's tokenizer.
     """
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     check_ids(ids, model.config.vocab_size)
@@ -76,11 +72,7 @@ def token_probabilities(model: GPTMini, tokenizer: Tokenizer, text: str) -> list
 
 
 def text_bits_per_byte(model: GPTMini, tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """Return the bits per byte that the model needs for texts that begin stories, each cut to max_len tokens.
-
-    Bits per byte compare any two models on the same texts, even if their tokenizers differ. Raises ValueError as
-    `token_probabilities` does.
-    """
+    """Return the bits per byte that the model needs for texts that begin stories, each cut to max_len tokens."""
     nats, size = 0.0, 0
     for text in texts:
         start = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids[: model.config.max_len])

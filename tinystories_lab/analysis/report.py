@@ -1,4 +1,4 @@
-"""A run summarized from its files: a short text for the shell, and report.md in the run's folder."""
+"""The summary of a run from its files: a short text for the shell, and report.md in the run's folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from tinystories_lab.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What the report says. Metrics and overlaps are empty if there are no samples from after training."""
+    """The content of the report. Metrics and overlaps are empty if there are no samples from after training."""
 
     run_dir: Path
     config: dict[str, Any]
     log: list[Row]
     diagnosis: Diagnosis
-    runs: list[dict[str, Any]]  # results of this run, of another run if there is one, and of the chapter's
+    runs: list[dict[str, Any]]  # the results of this run, of another run if there is one, and of the chapter's runs
     metrics: list[dict[str, Any]]
     overlaps: dict[str, list[Overlap]]  # of generated and of real stories
     ratings: list[Row]
@@ -36,10 +36,7 @@ class RunSummary:
 
 
 def summarize_run(lab: Workspace, other_run: str = "") -> RunSummary:
-    """Read and examine a run's files, which takes some seconds. `other_run` is a name for `find_other_run`.
-
-    Raises FileNotFoundError if the run has no evaluation yet.
-    """
+    """Return the summary of a run from its files, in a few seconds. `find_other_run` explains `other_run`."""
     run_dir, train_bin, val_bin = lab.run_dir, lab.data_dir / "train.bin", lab.data_dir / "val.bin"
     other = evaluation.find_other_run(lab, other_run)
     folders = [run_dir, other] if other else [run_dir]
@@ -74,7 +71,7 @@ def summary_text(summary: RunSummary) -> str:
         "pattern": f"{found.pattern}: {found.evidence}",
     }
     if summary.metrics:
-        metrics = (f"{row['figure']} {row['after']:.2f} (real {row['real']:.2f})" for row in summary.metrics[:-1])
+        metrics = (f"{row['metric']} {row['after']:.2f} (real {row['real']:.2f})" for row in summary.metrics[:-1])
         lines["stories"] = ", ".join(metrics)
     if summary.overlaps:
         words = {kind: overlaps[0].words for kind, overlaps in summary.overlaps.items()}
@@ -84,13 +81,12 @@ def summary_text(summary: RunSummary) -> str:
 
 
 def write_report(summary: RunSummary) -> Path:
-    """Write report.md to the run's folder and return its path."""
+    """Write report.md into the folder of the run and return its path."""
     run_dir, run = summary.run_dir, summary.runs[0]
-    sessions = [
-        {name: session[name] for name in ("started", "device_name", "dtype")}
-        | {"versions": ", ".join(f"{name} {version}" for name, version in session["versions"].items())}
-        for session in summary.config["sessions"]
-    ]
+    sessions = []
+    for session in summary.config["sessions"]:
+        versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+        sessions.append({name: session[name] for name in ("started", "device_name", "dtype")} | {"versions": versions})
     values = vars(summary) | {
         "run": run,
         "perplexity": evaluation.perplexity(run["loss"]),
@@ -99,9 +95,8 @@ def write_report(summary: RunSummary) -> Path:
         "first_story": {row["when"]: row["story"] for row in reversed(summary.samples)},
         "sessions": sessions,
     }
-    templates = Environment(
-        loader=PackageLoader("tinystories_lab.analysis"), undefined=StrictUndefined, trim_blocks=True
-    )
+    loader = PackageLoader("tinystories_lab.analysis")
+    templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)
     templates.filters |= {"table": _markdown_table, "overlap_rows": overlap_rows}
     with atomic_write(run_dir / "report.md", "w") as file:
         file.write(templates.get_template("report.md.jinja").render(values) + "\n")
@@ -110,13 +105,10 @@ def write_report(summary: RunSummary) -> Path:
 
 def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows with the same keys as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([format_value(value) for value in row.values()] for row in rows)]
+    lines = [
+        list(rows[0]),
+        ["---"] * len(rows[0]),
+        *([evaluation.format_value(value) for value in row.values()] for row in rows),
+    ]
     cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def format_value(value: object) -> str:
-    """Return a table cell's text: 1,234 for an integer, three digits for a float, a dash for None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:#,.3g}" if abs(value) < 99.95 else f"{value:,.0f}"

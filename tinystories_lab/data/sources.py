@@ -1,4 +1,4 @@
-"""Raw rows of text, one at a time, from local files, the Hugging Face Hub or the built-in generator."""
+"""Rows of text, read one at a time from local files, the Hugging Face Hub or the built-in generator."""
 
 import gzip
 import json
@@ -25,38 +25,39 @@ _ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(.+))?", re.ASCII)  # owner/name
 
 
 def read_source(source: str | Path, max_stories: int | None, seed: int) -> Iterator[tuple[str, str | None]]:
-    """Yield (split, text) for each row of a source. The split is "" if the source has no splits of its own."""
-    files, total = find_files(source), max_stories
-    if files:
-        is_folder = files != [Path(source)]
-        texts = chain.from_iterable(_read_file(path, is_folder) for path in files)
+    """Yield (split, text) for each row, at most `max_stories` per split. The split is "" if the source has none."""
+    if files := find_files(source):
+        in_folder = files != [Path(source)]
+        parts = [("", chain.from_iterable(_read_file(path, in_folder) for path in files), max_stories)]
     elif source == "toyland":
-        total = max_stories or _TOYLAND_STORIES
-        texts = generate_stories(total, seed)
+        count = max_stories or _TOYLAND_STORIES
+        parts = [("", generate_stories(count, seed), count)]
     else:
-        yield from _read_hub(str(source), max_stories)
-        return
-    for text in tqdm(islice(texts, max_stories), desc="stories", total=total, unit=" stories"):
-        yield "", text
+        parts = _hub_splits(str(source), max_stories)
+    for split, texts, total in parts:
+        for text in tqdm(islice(texts, max_stories), desc=split or "stories", total=total, unit=" stories"):
+            yield split, text
 
 
 def find_files(source: str | Path) -> list[Path]:
-    """Return the files of a local source, sorted by name in a folder. A source that is not local has none.
+    """Return the files of a local source, sorted by name, or an empty list for a source that is not local.
 
     Raises ValueError for an unknown source and for a folder with files of several types, FileNotFoundError for a
-    missing file and for a folder without any file of stories.
+    missing file and for a folder without stories.
     """
     path = Path(source)
     if source in NAMED:
         return []
     if str(source) and path.is_dir():
-        inside = [file for file in sorted(path.rglob("*")) if _type_of(file) in _READERS and file.is_file()]
-        files = [file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)]
+        files = [file for file in sorted(path.rglob("*")) if _type_of(file) in _READERS and file.is_file()]
+        files = [file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts)]
+        types = sorted({_type_of(file) for file in files})
         if not files:
+            needed = f"files of type {', '.join(_READERS)}"
             raise FileNotFoundError(
-                f"there is no file of stories in {path}: check the path; it needs files of type {', '.join(_READERS)}"
+                f"there is no file with stories in {path}: check the path; the folder needs {needed}"
             )
-        if len(types := sorted({_type_of(file) for file in files})) > 1:
+        if len(types) > 1:
             raise ValueError(f"{path} holds files of several types ({', '.join(types)}): keep one type in a folder")
         return files
     if _type_of(path) in _READERS:
@@ -64,54 +65,50 @@ def find_files(source: str | Path) -> list[Path]:
             raise FileNotFoundError(f'there is no file {path}: check the path, or choose "toyland" as the source')
         return [path]
     if path.exists() or not _ON_HUB.fullmatch(str(source)):
-        raise ValueError(
-            f'unknown source {str(source)!r}: choose "tinystories", "toyland", a .txt, .jsonl or .parquet file (also .gz), '
-            'a folder of such files, or "owner/name" for a dataset on the Hugging Face Hub'
-        )
+        local = "a .txt, .jsonl or .parquet file (also .gz), a folder of such files"
+        choices = f'"tinystories", "toyland", {local}, or "owner/name" for a dataset on the Hugging Face Hub'
+        raise ValueError(f"unknown source {str(source)!r}: choose {choices}")
     return []
 
 
 def _type_of(path: Path) -> str:
-    """Return the file type that a name states: .jsonl for stories.jsonl.gz."""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    """Return the type of a file by its name: .jsonl for stories.jsonl.gz."""
+    return Path(path.name.removesuffix(".gz")).suffix
 
 
-def _read_file(path: Path, in_folder: bool = False) -> Iterator[str | None]:
+def _read_file(path: Path, in_folder: bool) -> Iterator[str | None]:
     """Yield the texts of a local file, one at a time. Raises ValueError that names the place it cannot read."""
     try:
         yield from _read_txt(path, in_folder) if _type_of(path) == ".txt" else _READERS[_type_of(path)](path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8 and try again") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # a damaged Parquet page raises OSError
-        raise ValueError(
-            f"{path} cannot be read as {path.suffix} ({error}): is it damaged, or of another type?"
-        ) from error
+        raise ValueError(f"{path} cannot be read as {path.suffix} ({error}): replace it if it is damaged") from error
 
 
 def _open_file(path: Path, mode: str) -> IO:
-    """Open a file, plain or .gz, to read bytes ("rb") or UTF-8 text ("rt")."""
     encoding = None if "b" in mode else "utf-8-sig"  # a byte order mark is not part of the first story
     return (gzip.open if path.suffix == ".gz" else open)(path, mode, encoding=encoding)
 
 
 def _read_txt(path: Path, in_folder: bool) -> Iterator[str]:
-    """Split a file at `<|endoftext|>` if it contains that, otherwise at blank lines; in a folder it is one story."""
+    """Split a file at `<|endoftext|>` if it contains that, otherwise at blank lines. In a folder, it is one story."""
     with _open_file(path, "rt") as file:
         keep_blank_lines = in_folder or any(END_OF_TEXT in line for line in file)
-    lines: list[str] = []
+    story = ""
     with _open_file(path, "rt") as file:
         for line in file:
             *ends, rest = line.split(END_OF_TEXT)
             for end in ends:
-                yield "".join(lines) + end
-                lines = []
+                yield story + end
+                story = ""
             if keep_blank_lines or rest.strip():
-                lines.append(rest)
-            elif lines:
-                yield "".join(lines)
-                lines = []
-    if "".join(lines).strip():
-        yield "".join(lines)
+                story += rest
+            elif story:
+                yield story
+                story = ""
+    if story.strip():
+        yield story
 
 
 def _read_jsonl(path: Path) -> Iterator[str | None]:
@@ -120,17 +117,15 @@ def _read_jsonl(path: Path) -> Iterator[str | None]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            place = f"{path}, line {number}"
             try:
                 text = json.loads(line)["text"]
             except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or a number beyond Python's limit
-                raise ValueError(
-                    f'{path}, line {number}: not a JSON object with a "text" ({error!r}): fix or remove that line'
-                ) from error
-            yield _check_text(text, f"{path}, line {number}")
+                raise ValueError(f'{place}: not a JSON object with a "text" ({error!r}): fix or remove it') from error
+            yield _check_text(text, place)
 
 
 def _read_parquet(path: Path) -> Iterator[str | None]:
-    """Yield the "text" column, a few rows at a time."""
     with _open_file(path, "rb") as raw, pq.ParquetFile(raw) as file:
         if "text" not in file.schema_arrow.names:
             raise ValueError(f'{path} has the columns {file.schema_arrow.names}; a column "text" is needed')
@@ -139,7 +134,7 @@ def _read_parquet(path: Path) -> Iterator[str | None]:
 
 
 def _check_text(text: object, place: object) -> str | None:
-    """Return a text that UTF-8 can hold, or None. Raises ValueError that names the place for anything else."""
+    """Return `text` if it is Unicode text or None. Otherwise raise ValueError, which names the place."""
     if text is not None and not isinstance(text, str):
         raise ValueError(f'{place}: "text" is {text!r}; it must be a string or null')
     try:
@@ -149,8 +144,8 @@ def _check_text(text: object, place: object) -> str | None:
     return text
 
 
-def _read_hub(source: str, max_stories: int | None) -> Iterator[tuple[str, str | None]]:
-    """Yield (split, text), at most `max_stories` per split. A dataset without "validation" gives train as split "".
+def _hub_splits(source: str, max_stories: int | None) -> Iterator[tuple[str, Iterator[str | None], int]]:
+    """Yield (split, its texts, their number) of a dataset, train first. Without "validation", train is split "".
 
     The dataset is downloaded once, into the cache of `datasets`. Raises FileNotFoundError if the Hub has no such
     dataset, ConnectionError if the download fails, ValueError if it has no split "train" or no such column of strings.
@@ -162,30 +157,25 @@ def _read_hub(source: str, max_stories: int | None) -> Iterator[tuple[str, str |
     try:
         hub = datasets.load_dataset(name, **pinned)
     except datasets.exceptions.DatasetNotFoundError as cause:
-        raise FileNotFoundError(
-            f"the Hugging Face Hub has no dataset {name} that you may read, and there is no file or folder of that name "
-            "here: check the name, or set HF_TOKEN if the dataset is private or gated"
-        ) from cause
+        found = f"the Hugging Face Hub has no dataset {name} that you may read, and no file or folder has that name"
+        raise FileNotFoundError(f"{found}: check the name, or set HF_TOKEN for a private or gated dataset") from cause
     except Exception as cause:  # datasets, its HTTP client and the file system each raise their own
-        raise ConnectionError(
-            f"could not get {name} from the Hugging Face Hub ({type(cause).__name__}: {cause}). Try again in a few "
-            'minutes; or set HF_TOKEN if the Hub limits you (error 429); or choose a local file or "toyland".'
-        ) from cause
+        found = f"could not get {name} from the Hugging Face Hub ({type(cause).__name__}: {cause})"
+        advice = 'Try again in a few minutes, set HF_TOKEN for error 429, or choose a local file or "toyland".'
+        raise ConnectionError(f"{found}. {advice}") from cause
     if "train" not in hub:
         raise ValueError(f'{name} has the splits {list(hub)}; a split "train" is needed: choose another dataset')
     columns = {key: getattr(feature, "dtype", "nested") for key, feature in hub["train"].features.items()}
     if columns.get(column) not in ("string", "large_string"):
         found = ", ".join(f"{key} ({kind})" for key, kind in columns.items())
-        raise ValueError(
-            f'{name} has the columns {found}; "{column}" of strings is needed: write {name}:COLUMN to choose another'
-        )
-    splits = {split: split for split in SPLITS} if "validation" in hub else {"train": ""}
-    for name, split in splits.items():
-        part = hub[name] if max_stories is None else hub[name].take(min(max_stories, len(hub[name])))
-        with tqdm(desc=name, total=len(part), unit=" stories") as bar:
-            for batch in part.select_columns(column).iter(ROWS_AT_ONCE):
-                yield from ((split, text) for text in batch[column])
-                bar.update(len(batch[column]))
+        needed = f'a column "{column}" of strings is needed: write {name}:COLUMN to choose another'
+        raise ValueError(f"{name} has the columns {found}; {needed}")
+    has_validation = "validation" in hub
+    for split in SPLITS if has_validation else ("train",):
+        rows = hub[split].select_columns(column)
+        total = len(rows) if max_stories is None else min(max_stories, len(rows))
+        texts = (text for batch in rows.iter(ROWS_AT_ONCE) for text in batch[column])
+        yield split if has_validation else "", texts, total
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

@@ -21,19 +21,19 @@ from tinystories_lab.files import atomic_write
 from tinystories_lab.tokenizer import END_OF_TEXT
 
 _BATCH_BYTES = 2**20  # of text in a record batch, plus the rest of its last story
-# UTF-8 decoded as Windows-1252 shows as â€œ or Ã©. Python's cp1252 leaves five bytes undefined that lenient decoders pass
-# through (the last byte of a closing quote is one of them), so those map to themselves.
+# Mojibake: UTF-8 that was decoded as Windows-1252 looks like â€œ or Ã©. Python's cp1252 does not define five bytes,
+# such as the last byte of a closing quote. Lenient decoders keep them as they are, so here they map to themselves.
 _BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
 _CONTINUATION = "[" + "".join(char for char, byte in _BYTE_OF.items() if byte < 0xC0) + "]"
-# Punctuation and currency, emoji, accented letters: only beginnings that no language writes. Fixing all that decodes
-# would be too much: "allé »" with its French space ends in three such characters and is correct. Ã» becomes û only inside
-# a word; at the end of a word it may be Portuguese, as in «AMANHÃ».
+# Three kinds of damage (punctuation and currency, emoji, accented letters) with beginnings that no language writes.
+# Text that could be decoded may still be correct: "allé »" with its French space ends in three such characters.
+# Ã» becomes û only inside a word, because at the end of a word it may be Portuguese, as in «AMANHÃ».
 _MOJIBAKE = re.compile(rf"â[€‚„]{_CONTINUATION}|ðŸ{_CONTINUATION}{{2}}|(?!Ã»(?!\w))[ÂÃ][\u00a0-\u00bf]")
 
 
 @dataclass
 class CleanReport:
-    """What cleaning did: stories kept in each split, rows dropped or repaired, up to three examples of each."""
+    """What cleaning did: how many stories each split has, and how many were dropped or repaired, with examples."""
 
     source: str
     train: int = 0
@@ -42,21 +42,20 @@ class CleanReport:
     duplicates: int = 0
     in_train: int = 0  # validation stories that also appear in train
     repaired: int = 0
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)  # up to three for each of the last four counts
 
     def note(self, what: str, example: str) -> None:
-        """Add one to the field `what` and keep its first three examples."""
+        """Add one to the count `what` and keep its first three examples."""
         setattr(self, what, getattr(self, what) + 1)
         kept = self.examples.setdefault(what, [])
         if len(kept) < 3:
             kept.append(example[:200])
 
     def __str__(self) -> str:
-        return (
-            f"{self.source}: {self.train:,} stories to train on and {self.validation:,} for validation; dropped "
-            f"{self.empty:,} empty rows, {self.duplicates:,} duplicates and {self.in_train:,} validation stories that also "
-            f"appear in train; repaired {self.repaired:,}"
-        )
+        kept = f"{self.train:,} stories to train on and {self.validation:,} for validation"
+        dropped = f"{self.empty:,} empty rows, {self.duplicates:,} duplicates"
+        also_in_train = f"{self.in_train:,} validation stories that also appear in train"
+        return f"{self.source}: {kept}; dropped {dropped} and {also_in_train}; repaired {self.repaired:,}"
 
 
 def load_stories(
@@ -67,17 +66,16 @@ def load_stories(
     validation_share: float = 0.05,
     seed: int = 0,
 ) -> tuple[DatasetDict, CleanReport]:
-    """Read, clean and split stories. Return the datasets "train" and "validation", each with a "text" column.
+    """Read, clean and split stories. Return the datasets "train" and "validation", with a "text" column, and a report.
 
-    `source` is "tinystories" (on the Hub, at a pinned revision), another dataset on the Hub as "owner/name" or
-    "owner/name:column", "toyland" (generated here, offline), a local .txt, .jsonl or .parquet file, plain or .gz, or a
-    folder of files of one of these types. If the source has no validation split of its own, a random
-    `validation_share` is held out. `max_stories` stops reading early; "toyland" gives 20,000 stories by default.
-    The result is stored in `data_dir/stories`, and the same request opens it again. Without `data_dir` it is deleted
-    when this process ends. Stories are streamed: memory holds a hash of 8 bytes per story, never the corpus.
+    `source` is "tinystories" (on the Hub, at a pinned revision), "owner/name" or "owner/name:column" (another dataset
+    on the Hub), "toyland" (generated stories, 20,000 by default), a .txt, .jsonl or .parquet file (also .gz), or a
+    folder of files of one type. If the source has no validation split, a random `validation_share` of the stories
+    becomes one. The result is stored in `data_dir/stories`, and the same request opens it again. Without `data_dir`, it
+    is deleted when the process ends. Memory holds a hash of 8 bytes per story, never all stories.
 
     Raises FileNotFoundError or ValueError for a source that is missing or not readable, ConnectionError if the Hub
-    cannot be reached. Each message says what to do.
+    cannot be reached.
     """
     if data_dir is None:
         data_dir = tempfile.mkdtemp(prefix="tinystories_lab_")
@@ -86,8 +84,8 @@ def load_stories(
     stored = folder / "report.json"
     local = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in find_files(source)]
     request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed}
-    request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean or generate differently
     request |= {"source": str(source), "files": blake2b(repr(local).encode()).hexdigest()}
+    request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean or generate differently
     if stored.exists() and json.loads(stored.read_text())["request"] == request:
         return open_stories(data_dir)
 
@@ -98,13 +96,12 @@ def load_stories(
         schema = pa.schema({"text": pa.string()})
         writers = {split: stack.enter_context(pa.ipc.new_stream(file, schema)) for split, file in files.items()}
         for split, batch in _batches(_split_rows(rows, validation_share, seed)):
-            setattr(report, split, getattr(report, split) + len(batch))
+            setattr(report, split, getattr(report, split) + len(batch))  # the counts are named after the splits
             writers[split].write_batch(pa.record_batch([batch], schema))
         if not (report.train and report.validation):
-            raise ValueError(
-                f"{source} gave {report.train + report.validation} stories after cleaning ({report.empty} empty rows and "
-                f"{report.duplicates} duplicates dropped); at least 2 are needed, one for training and one for validation"
-            )
+            found = f"{source} gave {report.train + report.validation} stories after cleaning"
+            dropped = f"{report.empty} empty rows and {report.duplicates} duplicates dropped"
+            raise ValueError(f"{found} ({dropped}); at least 2 are needed, one for training and one for validation")
         stored.unlink(missing_ok=True)  # an old report must not describe the new files
     with atomic_write(stored, "w") as file:
         json.dump({"request": request, "report": asdict(report)}, file, indent=1)
@@ -112,7 +109,7 @@ def load_stories(
 
 
 def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
-    """Open, memory-mapped, what `load_stories(source, data_dir)` stored. Raises FileNotFoundError if it has not run."""
+    """Return what `load_stories` stored in `data_dir`, memory-mapped. Raises FileNotFoundError if it has not run."""
     folder = Path(data_dir) / "stories"
     if not (folder / "report.json").exists():
         raise FileNotFoundError(f"no cleaned stories in {folder}: run 01_prepare (or `prepare` in the shell) first")
@@ -121,7 +118,7 @@ def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
 
 
 class StoryTexts:
-    """The texts of a dataset in order, or its first `limit`, as an iterable with a length. Few rows are in memory at a time."""
+    """The texts of a dataset in order, or the first `limit` of them. Only a few rows are in memory at a time."""
 
     def __init__(self, dataset: Dataset, limit: int | None = None) -> None:
         self._dataset = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
@@ -134,9 +131,9 @@ class StoryTexts:
             yield from batch["text"]
 
 
-def fix_mojibake(text: str) -> str:
-    """Undo UTF-8 that was decoded as Windows-1252, match by match (â€œ becomes “). Correct text comes back unchanged."""
-    if text.isascii():  # most stories are, and this check is faster than a search
+def _fix_mojibake(text: str) -> str:
+    """Repair UTF-8 that was decoded as Windows-1252 (â€œ becomes “). Correct text is returned unchanged."""
+    if text.isascii():  # most stories are ASCII, and this check is faster than a search
         return text
 
     def decode(match: re.Match) -> str:
@@ -153,8 +150,8 @@ def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> 
     seen: dict[str, set[int]] = {}
     for split, text in rows:
         text = (text or "").strip().removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT)
-        for part in text.split(END_OF_TEXT):  # the marker separates stories inside a row, too
-            story = fix_mojibake(part).strip()
+        for part in text.split(END_OF_TEXT):  # the marker may also separate stories inside a row
+            story = _fix_mojibake(part).strip()
             digest = int.from_bytes(blake2b(story.encode(), digest_size=8).digest())
             if not story:
                 report.note("empty", repr(part))
@@ -170,7 +167,7 @@ def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> 
 
 
 def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: int) -> Iterator[tuple[str, str]]:
-    """Send one story of every 1 / `validation_share`, drawn by `seed`, to validation if the source has no splits."""
+    """Put one random story of every 1 / `validation_share` into validation, if the source has no splits of its own."""
     if not 0 < validation_share <= 0.5:
         raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
     random = Random(seed)
@@ -179,13 +176,13 @@ def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: 
         if index == block_end:
             blocks += 1
             block_end = round(blocks / validation_share)
-            # The first block draws between two stories, so that any corpus of two stories has both splits.
+            # The first block draws one of its first two stories, so that a corpus of two stories has both splits.
             held_out = index + int(random.random() * (block_end - index if index else 2))
         yield split or ("validation" if index == held_out else "train"), story
 
 
 def _batches(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """Collect the stories of each split into lists of about 1 MB of text, and yield (split, stories)."""
+    """Yield (split, stories) with about 1 MB of text at a time, so that few stories are in memory."""
     batches: dict[str, list[str]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     for split, story in rows:

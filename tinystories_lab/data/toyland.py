@@ -1,7 +1,7 @@
-"""Built-in stories, generated from a small grammar: choose a plot, its characters and a wording for every line.
+"""Built-in stories, generated from a small grammar: choose a plot, its characters and the wording of every line.
 
-`toyland.yaml` holds all words and plots; its first lines explain the notation. Every plot has so many variants that no
-two of 50,000 stories are equal, although the generator does not remember what it has written.
+`toyland.yaml` contains all words and plots; its first lines explain the notation. Every plot has so many variants that
+no two of 50,000 stories are equal, although the generator does not remember its stories.
 """
 
 import itertools
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-_Row = dict[str, str]  # blanks and what fills them: {"toy": "ball", "a toy": "a ball", ...}
+_Row = dict[str, str]  # blanks and the texts that fill them: {"toy": "ball", "a toy": "a ball", ...}
 _BLANK = re.compile(r"\{([^{}]+)\}")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _AN = re.compile(r"(?!uni|use|one\b|once\b)[aeiou]|hour|honest", re.IGNORECASE)  # by sound: an egg, but a unicorn
 
 
 class _Plot(NamedTuple):
-    """A plot ready to use. Every choice has two levels: a variant, then one of the wordings of that variant."""
+    """A plot, ready to write stories. Every choice has two levels: a variant, then one of the wordings of it."""
 
     title: str
     roles: list[str]
@@ -32,10 +32,8 @@ class _Plot(NamedTuple):
 def generate_stories(count: int, seed: int = 0) -> Iterator[str]:
     """Yield `count` stories for small children, each of 50 to 180 words in paragraphs separated by a blank line.
 
-    The same seed gives the same stories on every machine. A smaller `count` gives the beginning of a larger one. Raises
-    ValueError at once if `count` or `seed` is not an integer, or if `count` is negative.
-
-    >>> first, second = generate_stories(2, seed=7)
+    The same seed gives the same stories on every machine, whatever `count` is. Raises ValueError, before the first
+    story, if `count` or `seed` is not an integer or `count` is negative.
     """
     if not hasattr(count, "__index__") or count < 0:
         raise ValueError(f"count must be an integer of 0 or more, not {count!r}.")
@@ -45,7 +43,7 @@ def generate_stories(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def _generate(plots: list[_Plot], count: int, seed: int) -> Iterator[str]:
-    # A string as seed keeps -1 apart from 1. Python promises that the sequence of random() never changes.
+    # As integers, the seeds 1 and -1 would be the same. Python promises that the sequence of random() never changes.
     uniform = random.Random(f"toyland {seed}").random
 
     def choose(options: list) -> Any:
@@ -53,16 +51,16 @@ def _generate(plots: list[_Plot], count: int, seed: int) -> Iterator[str]:
 
     for _ in range(count):
         plot = choose(plots)
-        names: set[str] | None = None
-        while names is None or len(names) < len(plot.roles):  # two people with one name would confuse: draw again
+        while True:
             words: _Row = {}
             for draw in plot.draws:
                 words |= choose(choose(draw))
-            names = {words[role] for role in plot.roles}
+            if len({words[role] for role in plot.roles}) == len(plot.roles):
+                break  # otherwise draw again: two characters with one name would confuse the reader
         variants = [[choose(line) for line in lines] for lines in plot.paragraphs]
         sentences = [[choose(wordings) for wordings in lines] for lines in variants]
         story = "\n\n".join(" ".join(filter(None, paragraph)) for paragraph in sentences)
-        while "{" in story:  # the text that fills a blank may have blanks of its own
+        while "{" in story:  # the text that fills a blank may contain blanks
             story = story.format_map(words)
         yield story
 
@@ -74,32 +72,31 @@ def _load_plots() -> list[_Plot]:
 
 
 def _read_plot(title: str, plot: dict[str, Any], land: dict[str, Any]) -> _Plot:
+    """Return a plot of toyland.yaml, ready to use. Raises ValueError if no story could be written with it."""
     cast = plot.get("cast") or {}
     draws = [_choices(name, source) for name, source in (land["words"] | (plot.get("pick") or {})).items()]
-    for role, group in cast.items():
-        draws.append([_players(role, kind, land["pronouns"]) for kind in land["cast"][group]])
+    draws += [[_players(role, kind, land["pronouns"]) for kind in land["cast"][group]] for role, group in cast.items()]
     draws = [[[_forms(row, title) for row in variant] for variant in draw] for draw in draws]
     rows = [row for draw in draws for variant in draw for row in variant]
     used = _used_blanks(title, rows, {*cast, *_BLANK.findall(plot["story"])})
     if len({row[role] for row in rows for role in cast if role in row}) < len(cast):
-        raise ValueError(
-            f"The plot '{title}' has too few names for the roles {', '.join(cast)}: add names to their cast."
-        )
+        roles = ", ".join(cast)
+        raise ValueError(f"The plot '{title}' has too few names for the roles {roles}: add names to their cast.")
     draws = [[[{name: row[name] for name in row if name in used} for row in way] for way in draw] for draw in draws]
     draws = [draw for draw in draws if any(row for variant in draw for row in variant)]
     return _Plot(title, list(cast), draws, [_lines(text) for text in plot["story"].strip().split("\n\n")])
 
 
 def _used_blanks(title: str, rows: list[_Row], start: set[str]) -> set[str]:
-    """Return the blanks that a plot can reach: those of its story, and those of the texts that fill them."""
-    inner: dict[str, set[str]] = {}  # for each blank, the blanks in the texts that may fill it
+    """Return the blanks that a plot uses: those of its story, and those of the texts that fill them."""
+    inner: dict[str, set[str]] = {}  # for each blank, the blanks in the texts that can fill it
     for row in rows:
         for name, text in row.items():
             inner.setdefault(name, set()).update(_BLANK.findall(text))
     used: set[str] = set()
 
     def visit(name: str, path: list[str]) -> None:
-        if name in path:  # filling them would never end
+        if name in path:  # filling these blanks would never end
             circle = " -> ".join(f"{{{blank}}}" for blank in [*path[path.index(name) :], name])
             raise ValueError(f"The plot '{title}' has blanks that refer to each other in a circle: {circle}.")
         if name not in used:
@@ -120,7 +117,7 @@ def _lines(text: str) -> list[list[list[str]]]:
     for line in re.sub(r"\n +", " ", text.strip()).splitlines():
         if not line.startswith("/"):
             lines.append([])
-        # Every second part of "a [red|blue] hat" was in brackets; its wordings are "a red hat" and "a blue hat".
+        # "a [red|blue] hat" has the parts "a ", "red|blue", " hat": every second one was in brackets.
         parts = _BRACKETS.split(line.removeprefix("/"))
         options = [part.split("|") if place % 2 else [part] for place, part in enumerate(parts)]
         lines[-1].append([" ".join("".join(pieces).split()) for pieces in itertools.product(*options)])
@@ -143,11 +140,11 @@ def _players(role: str, kind: dict[str, Any], pronouns: dict[str, _Row]) -> list
 
 
 def _forms(row: _Row, title: str) -> _Row:
-    """Return the row with the forms of its words that have a capital letter or an article: {Toy}, {a toy}, {A toy}."""
+    """Return the row with three more forms of each word: with a capital letter, an article, or both ({A toy})."""
     forms: _Row = {}
     for name, text in row.items():
         if not isinstance(text, str):
-            raise ValueError(f"The plot '{title}': put quotes around the text of '{name}', which is now {text!r}.")
+            raise ValueError(f"The plot '{title}': put quotes around the text of '{name}', which is read as {text!r}.")
         article = "{a " + text[1:] if text.startswith("{") else f"{'an' if _AN.match(text) else 'a'} {text}"
         forms |= {name: text, _capital(name): _capital(text), f"a {name}": article, f"A {name}": _capital(article)}
     return forms

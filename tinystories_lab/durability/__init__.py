@@ -1,1 +1,1 @@
-"""What keeps a run safe: one session at a time, an orderly stop, and a mirror on another disk."""
+"""What keeps a run safe: a lock, an orderly stop, and a mirror on another disk."""

@@ -1,4 +1,4 @@
-"""One training session per run: a lock on the run folder that ends with its process."""
+"""A lock on the run folder, so that only one session trains a run. It ends with its process."""
 
 import os
 import warnings
@@ -13,10 +13,10 @@ _NAME = ".lock"
 
 @contextmanager
 def run_lock(run_dir: str | Path) -> Iterator[None]:
-    """Hold the lock of the run folder. The operating system releases it if the process dies in any way.
+    """Hold the lock of the run folder while the block runs. If the process dies, the operating system releases it.
 
-    Makes the folder if needed, and removes it again if the block leaves nothing in it. Raises BlockingIOError if another
-    session holds the lock, in this process or another one. Warns if the disk does not support locks.
+    The folder is made if needed, and removed if the block leaves it empty. Raises BlockingIOError if another session
+    holds the lock, in this process or another one. Warns if the disk does not support locks.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -24,10 +24,9 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise BlockingIOError(
-            f"another session is training in {run_dir}: stop it first (another tab of the notebook, or a loop over the "
-            "run's rows that was never closed), or use another run name"
-        ) from error
+        where = "it may be another tab of the notebook, or a loop over the run's rows that was never closed"
+        message = f"another session is training in {run_dir}: stop it first ({where}), or use another run name"
+        raise BlockingIOError(message) from error
     except (OSError, NotImplementedError) as error:
         warnings.warn(f"{run_dir} cannot be locked ({error}): make sure that nobody else trains there", stacklevel=3)
     try:

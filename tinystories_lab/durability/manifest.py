@@ -1,4 +1,4 @@
-"""Copies on a disk that may fail at any moment: rewritten in place, and recorded in a manifest with size and SHA-256."""
+"""Copies on a disk that may fail at any time: rewritten in place, and listed in a manifest with size and SHA-256."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what the manifest of a folder records: for each file name its size, sha256, and any further values."""
+    """Return the manifest of a folder: an entry with size and sha256, and perhaps more, for each file name."""
     return {name: entry for name, entry in read_json(folder / _MANIFEST).items() if isinstance(entry, dict)}
 
 
@@ -42,7 +42,7 @@ def record(target: Path, entry: dict[str, Any]) -> None:
 
 
 def is_recorded(source: Path, target: Path) -> bool:
-    """Whether `target` exists and the manifest beside it says that it is a copy of `source` as `source` is now."""
+    """Return whether `target` exists and the manifest beside it says that it is a copy of the current `source`."""
     entry = read_manifest(target.parent).get(target.name, {})
     if not target.exists() or target.stat().st_size != entry.get("size"):
         return False
@@ -52,46 +52,44 @@ def is_recorded(source: Path, target: Path) -> bool:
 
 @lru_cache
 def _sha256_of_version(path: Path, size: int, time_ns: int) -> str:
-    """`sha256_of` a file, computed once for each size and modification time."""
+    """Return the SHA-256 of a file, computed once for each size and modification time."""
     return sha256_of(path)
 
 
 def copy_in_place(source: IO[bytes], target: Path) -> dict[str, Any]:
-    """Rewrite `target` with the rest of `source`; return its entry for the manifest."""
+    """Rewrite `target` with the rest of `source`. Return its entry for the manifest."""
     with open(target, "wb") as file:
         digest = _copy(source, file)
         file.flush()
-        os.fsync(file.fileno())  # a full disk or an exceeded quota may show only here
+        os.fsync(file.fileno())  # a full disk or an exceeded quota may raise its error here only
     return {"size": target.stat().st_size, "sha256": digest}
 
 
 def restore_files(source_dir: Path, target_dir: Path, names: Iterable[str], replace: bool = False) -> None:
     """Copy files that `target_dir` lacks. A file that differs from its manifest entry is left out with a warning.
 
-    With `replace`, also copy files that differ there; the old file is kept as <name>.before-restore.
+    With `replace`, also copy files that differ there, and keep each old one as <name>.before-restore.
     """
-    recorded = read_manifest(source_dir)
-
-    def is_wanted(name: str) -> bool:
+    recorded, wanted = read_manifest(source_dir), {}
+    for name in names:
         source, target = source_dir / name, target_dir / name
-        return source.exists() and (not target.exists() or (replace and not is_recorded(target, source)))
-
-    wanted = [name for name in names if is_wanted(name)]
-    size = sum((source_dir / name).stat().st_size for name in wanted)
+        if source.exists() and (not target.exists() or (replace and not is_recorded(target, source))):
+            wanted[source] = target
+    size = sum(source.stat().st_size for source in wanted)
     with tqdm(desc=f"restore {target_dir.name}", total=size, unit="B", unit_scale=True, disable=not wanted) as bar:
-        for name in wanted:
+        for source, target in wanted.items():
             try:
-                with open(source_dir / name, "rb") as file, atomic_write(target_dir / name) as copy:
-                    if _copy(file, copy, bar) != recorded.get(name, {}).get("sha256"):
-                        raise ValueError(f"{source_dir / name} differs from its entry in {_MANIFEST}: it was left out")
-                    if (target_dir / name).exists():
-                        (target_dir / name).rename(target_dir / f"{name}.before-restore")
+                with open(source, "rb") as file, atomic_write(target) as copy:
+                    if _copy(file, copy, bar) != recorded.get(source.name, {}).get("sha256"):
+                        raise ValueError(f"{source} differs from its entry in {_MANIFEST}: it was left out")
+                    if target.exists():
+                        target.rename(f"{target}.before-restore")
             except ValueError as error:
                 warnings.warn(str(error), stacklevel=3)
 
 
 def _copy(source: IO[bytes], target: IO[bytes], bar: tqdm | None = None) -> str:
-    """Copy the rest of `source` into `target`; return its SHA-256."""
+    """Copy the rest of `source` into `target`. Return its SHA-256."""
     digest = hashlib.sha256()
     while chunk := source.read(_CHUNK):
         digest.update(chunk)

@@ -21,26 +21,25 @@ from tinystories_lab.durability.manifest import (
 )
 from tinystories_lab.files import atomic_write, sha256_of
 
-# Drive moves deleted and replaced files to its trash, which counts against the quota, and a rename is not atomic there.
-# So a small fixed set of files is rewritten in place. last.pt and the log are written in pairs: while one pair is being
-# written, the other one is complete.
-MIRROR_SLOTS = {"last.0.pt": "loss.0.jsonl", "last.1.pt": "loss.1.jsonl"}
+# Drive moves deleted and replaced files to its trash, which counts against the quota, and its renames are not atomic.
+# So a small fixed set of files is rewritten in place. There are two pairs of last.pt and log: while one of them is
+# being written, the other one is complete.
+_MIRROR_SLOTS = {"last.0.pt": "loss.0.jsonl", "last.1.pt": "loss.1.jsonl"}
 _RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
 _RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
 DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
-_POLL_SECONDS = 60  # how often the thread looks for changes that nobody announced
+_POLL_SECONDS = 60  # the thread looks this often for changes that nobody announced
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 5, 300
-_GIVE_UP_SECONDS, _CLOSE_SECONDS = 30, 600  # at the end: how long to retry a failing disk and to wait for a slow one
+_GIVE_UP_SECONDS, _CLOSE_SECONDS = 30, 600  # at the end: how long it retries a failing disk, and waits for a slow one
 
 
 class Mirror:
-    """Copies of a run and its data on another disk: in `root`/runs/<run> and `root`/data/<data>.
+    """Copies of a run and its data on another disk, in `root`/runs/<run> and `root`/data/<data>.
 
-    `restore` brings back what this machine lacks. Within `with mirror:` a thread copies what has changed after each
-    `update()`, and once more at the end; training never waits for it. If the disk fails or disappears (then the parent of
-    `root` does not exist), `trouble` says why, and the thread retries at growing intervals. `step` is the step of the
-    newest complete checkpoint on the mirror, None before the first. "Mirrored" does not mean safe: Drive uploads
-    at some later time what was written to it.
+    `restore` copies back what this machine lacks. In a block `with mirror:`, a thread copies all changes after each
+    `update()`, and once more at the end. Training never waits for it. If the disk fails, or disappears with the parent
+    of `root`, `trouble` says why, and the thread tries again at growing intervals. `step` is the step of the newest
+    complete checkpoint on the mirror, or None. "Mirrored" does not mean safe: Drive uploads its files some time later.
     """
 
     def __init__(self, run_dir: str | Path, data_dir: str | Path, root: str | Path) -> None:
@@ -51,7 +50,7 @@ class Mirror:
         self.trouble: str | None = None
         self._session = os.urandom(8).hex()
         self._is_announced = False  # whether the mirror has this session's id
-        self._slots = [self.mirror_dir / name for name in MIRROR_SLOTS]
+        self._slots = [self.mirror_dir / name for name in _MIRROR_SLOTS]
         self._slot_steps: dict[Path, int] = {}
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
@@ -61,18 +60,18 @@ class Mirror:
         return f"{reached} ({self.trouble})" if self.trouble else reached
 
     def restore(self) -> dict[str, Any] | None:
-        """Copy what this machine lacks: a newer checkpoint with its log, and run and data files by their SHA-256.
+        """Copy what this machine lacks: a newer checkpoint with its log, and files of the run and its data.
 
-        Returns the content of the checkpoint to resume from, here or from the mirror; None if there is none. Raises
+        Returns the newest checkpoint of this machine and the mirror, loaded, or None if there is none. Raises
         FileNotFoundError if the disk does not exist, and ValueError if there are checkpoints but none can be read.
         """
         self._require_disk()
         recorded = read_manifest(self.mirror_dir)
-        # A slot that is neither recorded nor readable was cut off in its first copy, and never was a checkpoint.
+        # A slot that is neither recorded nor readable is a first copy that was cut off: it was never a checkpoint.
         slots = [slot for slot in self._slots if slot.name in recorded or (read_step(slot) or -1) >= 0]
         path, checkpoint = latest_checkpoint([*run_checkpoints(self.run_dir), *slots]) or (None, None)
-        if is_newer := path in slots:  # the log first: if this is interrupted, last.pt is missing and it starts again
-            for source, name in ((self.mirror_dir / MIRROR_SLOTS[path.name], "loss.jsonl"), (path, "last.pt")):
+        if is_newer := path in slots:  # the log first: after an interruption, last.pt is still missing or older
+            for source, name in ((self.mirror_dir / _MIRROR_SLOTS[path.name], "loss.jsonl"), (path, "last.pt")):
                 if source.exists():
                     with atomic_write(self.run_dir / name) as copy:
                         copy.write(source.read_bytes())
@@ -101,15 +100,15 @@ class Mirror:
             warnings.warn(f"{self.mirror_dir} is out of date: {self}", stacklevel=2)
 
     def update(self) -> None:
-        """Announce a change. Returns at once."""
+        """Announce a change to the thread. Return at once."""
         self._wake.set()
-        if self._thread.ident is None:  # not started before, because `restore` comes before any copy
+        if self._thread.ident is None:  # it is not started earlier, because `restore` must come before any copy
             self._thread.start()
 
     def _work(self) -> None:
         retry, give_up = _FIRST_RETRY_SECONDS, math.inf
         while True:
-            closing = self._closing.is_set()  # read before the pass, which then includes every earlier change
+            closing = self._closing.is_set()  # read before the copies, which then include every earlier change
             if closing:
                 give_up = min(give_up, time.monotonic() + _GIVE_UP_SECONDS)
             self._wake.clear()
@@ -119,7 +118,7 @@ class Mirror:
                 if closing:
                     return
                 self._wake.wait(_POLL_SECONDS)
-            except Exception as error:  # of any kind: training continues, and `trouble` says it
+            except Exception as error:  # of any kind: training continues, and `trouble` says why
                 self.trouble = str(error)
                 if isinstance(error, BlockingIOError) or time.monotonic() + retry > give_up:
                     return
@@ -131,13 +130,13 @@ class Mirror:
             raise FileNotFoundError(errno.ENOENT, "that disk is not there: mount it again", str(self.root.parent))
 
     def _announce(self) -> None:
-        """Make the folders, and leave this session's id in writer.json.
+        """Make the folders, and write this session's id to writer.json.
 
-        Raises BlockingIOError if a session that started later has left its id: its copy is the one that counts.
+        Raises BlockingIOError if it has the id of a session that started later: only the newest one mirrors.
         """
         self._require_disk()
-        # One by one: with parents=True, a disk that disappears just now would be replaced by a folder.
         run, data = self.mirror_dir, self.data_mirror_dir
+        # Each folder alone: with parents=True, a disk that disappears at this moment would be replaced by a folder.
         for folder in (self.root, run.parent, run, data.parent, data):
             folder.mkdir(exist_ok=True)
         session = read_json(run / "writer.json").get("session")
@@ -148,7 +147,7 @@ class Mirror:
         self._is_announced = True
 
     def _copy_changes(self) -> None:
-        """One pass: copy everything that differs on the mirror."""
+        """Copy everything that differs on the mirror."""
         self._announce()
         self._copy_checkpoint()
         files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
@@ -170,7 +169,7 @@ class Mirror:
             with open(last, "rb") as source:  # opened before the log is copied, so the log has every row up to its step
                 if log.exists():
                     with open(log, "rb") as rows:
-                        copy_in_place(rows, self.mirror_dir / MIRROR_SLOTS[older.name])
+                        copy_in_place(rows, self.mirror_dir / _MIRROR_SLOTS[older.name])
                 entry = copy_in_place(source, older)
             if sha256_of(older) != entry["sha256"]:
                 raise OSError(errno.EIO, "the copy does not read back as it was written", str(older))

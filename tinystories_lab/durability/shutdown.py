@@ -1,4 +1,4 @@
-"""Ctrl-C and termination signals as a request that training answers at the end of its step."""
+"""Ctrl-C and termination signals become a request that training answers at the end of its step."""
 
 import signal
 import threading
@@ -6,24 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-# Ctrl-C or a notebook's Stop button; what a scheduler sends; what closing a terminal sends.
+# Sent by Ctrl-C or a notebook's Stop button; by a scheduler; by a terminal that is closed.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class Shutdown:
-    """A stop that was requested by a signal: `requested()` is what `train` asks once per step."""
+    """A stop that a signal may request. `train` calls `requested` once per step."""
 
     def __init__(self) -> None:
         self._received: list[int] = []
         self._deferring = False
 
     def requested(self) -> bool:
-        """Whether a signal has arrived while signals were deferred."""
+        """Return whether a signal has arrived while signals were deferred."""
         return bool(self._received)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside the block the first signal only sets the flag. A second one raises at once, like any signal outside."""
+        """Defer the first signal in the block: it only sets the flag. A second one raises at once, as outside of it."""
         self._deferring = True
         try:
             yield
@@ -43,28 +43,24 @@ def _raise(number: int) -> NoReturn:
 
 @contextmanager
 def graceful_shutdown() -> Iterator[Shutdown]:
-    """Handle SIGINT, SIGTERM and SIGHUP inside the block; they raise exceptions, so that `finally` blocks run.
+    """Handle SIGINT, SIGTERM and SIGHUP inside the block. They raise exceptions, so that `finally` blocks run.
 
-    A signal that was deferred raises at the end of the block: KeyboardInterrupt or SystemExit. Signals that were ignored,
-    or that are handled outside of Python, stay as they are. In a thread other than the main one, which receives no
-    signals, nothing changes.
+    A deferred signal raises KeyboardInterrupt or SystemExit at the end of the block. Signals that were ignored, or that
+    are handled outside of Python, do not change. Only the main thread gets signals, so nothing changes in others.
     """
     shutdown = Shutdown()
     handle = shutdown._handle
-    previous: dict[int, Any] = {}
-    if _in_main_thread():
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        previous = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
+    handlers = {number: signal.getsignal(number) for number in (_SIGNALS if _in_main_thread() else ())}
+    previous = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
     try:
         for number in previous:
             signal.signal(number, handle)
         yield shutdown
     finally:
-        # Another thread may close a generator, but it cannot set handlers. Ours then stay, and still raise exceptions.
-        if _in_main_thread():
-            for number, old in previous.items():
-                if signal.getsignal(number) == handle:
-                    signal.signal(number, old)
+        # Another thread may close a generator, but it cannot set handlers. Then ours stay, and still raise exceptions.
+        for number, old in previous.items():
+            if _in_main_thread() and signal.getsignal(number) == handle:
+                signal.signal(number, old)
         if shutdown.requested():
             _raise(shutdown._received[0])
 

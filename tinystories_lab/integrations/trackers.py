@@ -1,4 +1,4 @@
-"""Export a run's log to TensorBoard or Weights & Biases, during training or after it; call again to export new rows."""
+"""Export a run's log to TensorBoard or Weights & Biases (W&B). Call again while training continues to add new rows."""
 
 import hashlib
 import shutil
@@ -11,24 +11,22 @@ from typing import Any
 import yaml
 
 from tinystories_lab.analysis.evaluation import bits_per_byte, bytes_per_token
-from tinystories_lab.files import Row, read_log, read_rows
+from tinystories_lab.files import read_log, read_rows
 from tinystories_lab.run import load_config
-
-_WANDB_SETTINGS = {"silent": True, "console": "off", "disable_git": True, "x_disable_stats": True}
 
 
 def to_tensorboard(run_dir: str | Path) -> Path:
-    """Write a run's log, config and samples to its folder `tensorboard`, and return that folder for `tensorboard --logdir`.
+    """Write a run's log, config and samples to its folder `tensorboard`, and return that folder.
 
-    A complete event file replaces the earlier one, so each step is there once, with its latest values. Relative time in
-    TensorBoard is training time. Raises ModuleNotFoundError if TensorBoard is not installed, and FileNotFoundError if the
-    run has no config.yaml or no rows yet.
+    `tensorboard --logdir` shows the folder. A new event file replaces the earlier one, so each step is there once, with
+    its latest values. Relative time in TensorBoard is training time. Raises ModuleNotFoundError if TensorBoard is not
+    installed, and FileNotFoundError if the run has no config.yaml or no log yet.
     """
     with _required("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
     run_dir = Path(run_dir)
-    config, rows = _read_run(run_dir)
+    config, log = _read_run(run_dir)
     hyperparameters = {key: config[key] for key in ("preset", "source")} | config["model"] | config["train"]
     started = datetime.fromisoformat(config["sessions"][0]["started"]).timestamp()
     folder = run_dir / "tensorboard"
@@ -37,9 +35,9 @@ def to_tensorboard(run_dir: str | Path) -> Path:
         for summary in hparams(hyperparameters, dict.fromkeys(["val_loss", "val_bits_per_byte"])):  # metrics to compare
             writer.file_writer.add_summary(summary)
         writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
-        for row in rows:
-            for name, value in _metrics(row).items():
-                writer.add_scalar(name, value, row["step"], started + row["seconds"])
+        for step, values in log.items():
+            for name, value in values.items():
+                writer.add_scalar(name, value, step, started + values["seconds"])
         for number, sample in enumerate(read_rows(run_dir / "samples.jsonl")):
             writer.add_text(f"stories from {sample['when']} training", sample["story"], number)
     for path in earlier:
@@ -50,24 +48,25 @@ def to_tensorboard(run_dir: str | Path) -> Path:
 def to_wandb(run_dir: str | Path, project: str = "tinystories-lab", online: bool = False) -> Path:
     """Record a run's log, config and samples with W&B, and return the folder of the record for `wandb sync`.
 
-    Offline, which is the default, needs no account and no network. A complete record in the run's folder `wandb` replaces
-    the earlier one. Online needs `wandb login` and adds the rows that W&B does not have yet. If a resumed run logged a step
-    again, W&B keeps the first values. The run's id in W&B is the same in every session and on every machine. Raises
-    ModuleNotFoundError if W&B is not installed, and FileNotFoundError as `to_tensorboard` does.
+    Offline, the default, needs no account and no network. A new record in the run's folder `wandb` replaces the earlier
+    one. Online needs `wandb login` and adds the rows that W&B does not have yet. If a resumed run logged a step again,
+    W&B keeps the first values online. A run's id in W&B is the same in every session and on every machine. Raises
+    ModuleNotFoundError if W&B is not installed, and FileNotFoundError if the run has no config.yaml or no log yet.
     """
     with _required("wandb"):
         from wandb import Settings, Table, init
     run_dir = Path(run_dir)
-    config, rows = _read_run(run_dir)
+    config, log = _read_run(run_dir)
     run_id = hashlib.sha256(f"{run_dir.name} {config['sessions'][0]['started']}".encode()).hexdigest()[:16]
     for earlier in run_dir.glob(f"wandb/offline-run-*-{run_id}"):
         shutil.rmtree(earlier)
-    mode = {"mode": "online", "resume": "allow"} if online else {"mode": "offline"}
-    about = {"project": project, "id": run_id, "name": run_dir.name, "config": config, "dir": run_dir}
-    with init(**about, **mode, reinit="create_new", settings=Settings(**_WANDB_SETTINGS)) as run:
-        for row in rows:
-            if row["step"] >= run.step:
-                run.log(_metrics(row), step=row["step"])
+    options = {"project": project, "id": run_id, "name": run_dir.name, "config": config, "dir": run_dir}
+    options |= {"mode": "online", "resume": "allow"} if online else {"mode": "offline"}
+    quiet = Settings(silent=True, console="off", disable_git=True, x_disable_stats=True)
+    with init(**options, reinit="create_new", settings=quiet) as run:
+        for step, values in log.items():
+            if step >= run.step:
+                run.log(values, step=step)
         samples = [[sample["when"], sample["story"]] for sample in read_rows(run_dir / "samples.jsonl")]
         run.summary["stories"] = Table(columns=["when", "story"], data=samples)
         return Path(run.dir).parent
@@ -75,26 +74,23 @@ def to_wandb(run_dir: str | Path, project: str = "tinystories-lab", online: bool
 
 @contextmanager
 def _required(package: str) -> Iterator[None]:
-    """Turn a failed import into an error that says which package to install."""
+    """Turn a failed import in the block into an error that says which package to install."""
     try:
         yield
     except ImportError as error:
         raise ModuleNotFoundError(f"{package} is not installed: `pip install {package}`, then try again") from error
 
 
-def _read_run(run_dir: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Return a run's config and its log. Rows with a `val_loss` also get `val_bits_per_byte`."""
+def _read_run(run_dir: Path) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
+    """Return a run's config and the values of each logged step, with `val_bits_per_byte` if it has a `val_loss`."""
     path = run_dir / "loss.jsonl"
     config, rows = load_config(run_dir), read_log(path)
     if not rows:
         raise FileNotFoundError(f"{path} has no rows yet: run 03_train (or `train` in the shell) first")
-    size = bytes_per_token(run_dir)
+    size, log = bytes_per_token(run_dir), {}
     for row in rows:
-        if "val_loss" in row:
-            row["val_bits_per_byte"] = bits_per_byte(row["val_loss"], size)
-    return config, rows
-
-
-def _metrics(row: Row) -> dict[str, float]:
-    """Return all values of a log row but its step, under the names in the log."""
-    return {name: value for name, value in row.items() if name != "step" and value is not None}
+        values = {name: value for name, value in row.items() if name != "step" and value is not None}
+        if "val_loss" in values:
+            values["val_bits_per_byte"] = bits_per_byte(values["val_loss"], size)
+        log[row["step"]] = values
+    return config, log

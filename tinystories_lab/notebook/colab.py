@@ -1,4 +1,4 @@
-"""Open and close a run's workspace, on Colab with a mirror on Drive, elsewhere in a local folder."""
+"""Open and close the workspace of a run. On Colab, it can have a mirror on Google Drive."""
 
 import os
 import sys
@@ -17,11 +17,11 @@ _COLAB_ROOT, _DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
 
 
 def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto", use_drive: bool = False) -> Workspace:
-    """Lay out the run and print the choices; on Colab with `use_drive`, mount Drive and restore the run from it.
+    """Return the workspace and print the choices. On Colab with `use_drive`, mount Drive and restore the run from it.
 
-    The workspace is the folder that TINYSTORIES_LAB_WORKSPACE names; otherwise /content/tinystories_lab on Colab, and
-    elsewhere the current folder, or its parent if the current folder is notebooks/. A source other than "auto" is saved
-    there, and "auto" in later notebooks means that source. Raises ValueError as `plan_workspace` does.
+    The folder of the workspace is TINYSTORIES_LAB_WORKSPACE if it is set, otherwise /content/tinystories_lab on Colab.
+    Elsewhere it is the current folder, or its parent if the current folder is notebooks/. A source other than "auto" is
+    saved, and "auto" in later notebooks means that source. Raises ValueError as `plan_workspace` does.
     """
     here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
     on_colab = "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
@@ -41,48 +41,44 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
 
 
 def close_workspace(lab: Workspace, flush: bool = False) -> None:
-    """Copy everything new to Drive, if it is mounted. With `flush`, also wait until Drive has uploaded it, and unmount.
+    """Copy new files to the mirror, if there is one. With `flush`, wait until Drive has uploaded them, and unmount it.
 
-    Drive uploads in the background, so only a flush makes it safe to give up the machine.
+    Drive uploads in the background, so the machine may only be given up after a flush.
     """
     update_mirror(lab)
-    if not lab.mirror_root:
-        return
-    if flush:
+    if lab.mirror_root and flush:
         from google.colab import drive
 
         drive.flush_and_unmount()
         print("everything is on Drive, which is now unmounted")
-    else:
+    elif lab.mirror_root:
         print("Drive uploads in the background: before you give up this machine, call close_workspace(lab, flush=True)")
 
 
 def _mount_drive() -> bool:
-    """Mount Google Drive and return whether it is available. If mounting fails, warn that the run is not safe."""
+    """Mount Google Drive, and return whether it is available. If mounting fails, warn that the run is not safe."""
     from google.colab import drive
 
     mounted = _DRIVE / "MyDrive"
     try:
-        # A mount that stopped working has to be replaced.
+        # If a mount has stopped working, it must be replaced.
         drive.mount(str(_DRIVE), force_remount=not os.path.isdir(mounted))
-    except Exception as error:  # refused or timed out: Colab raises ValueError and exceptions of its own
-        warnings.warn(
-            f"Drive was not mounted ({error}): if this machine is taken away, the run is lost; run the cell again to mount",
-            stacklevel=3,
-        )
-    return os.path.isdir(mounted)  # False also if a broken mount raises
+    except Exception as error:  # the user refused, or it took too long: Colab raises ValueError and its own exceptions
+        risk = "if this machine is taken away, the run is lost; run the cell again to mount Drive"
+        warnings.warn(f"Drive was not mounted ({error}): {risk}", stacklevel=3)
+    return os.path.isdir(mounted)  # False also if a broken mount raises an error
 
 
 def _saved_source(saved: Path, mirror_root: Path | None) -> str:
-    """Return the source last chosen on this machine. On a new machine, return the source of the newest run on Drive.
+    """Return the source that was last chosen on this machine, or on a new machine, that of the newest run on Drive.
 
-    If that run has built-in stories or TinyStories, or if there is no run, return "auto".
+    If there is no such run, or if its source is a built-in one, return "auto".
     """
     if saved.is_file():
         return saved.read_text(encoding="utf-8")
-    configs = mirror_root.glob("runs/*/config.yaml") if mirror_root else []
-    for config in sorted(configs, key=lambda config: config.stat().st_mtime, reverse=True)[:1]:
-        with suppress(OSError, ValueError, KeyError):  # an incomplete copy: the user has to choose the source again
-            source = load_config(config.parent)["source"]
+    configs = mirror_root.glob("runs/*/config.yaml") if mirror_root else ()
+    if newest := max(configs, key=lambda config: config.stat().st_mtime, default=None):
+        with suppress(OSError, ValueError, KeyError):  # the copy is incomplete: the user has to choose the source again
+            source = load_config(newest.parent)["source"]
             return source if source not in NAMED else "auto"
     return "auto"

@@ -1,4 +1,4 @@
-"""Diagrams: the files that pass from notebook to notebook, training windows in a token file, and the model itself."""
+"""Diagrams of the notebooks and their files, of a training window in a token file, and of the model."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,17 +25,18 @@ _LETTER = 0.105  # width in inches of a letter at 12 points, spacing included
 
 
 def pipeline(stage: int) -> Figure:
-    """Draw the five notebooks and the files that each writes for the next, with `stage` (1 to 5) highlighted.
+    """Draw the five notebooks and the files that each of them writes. Notebook `stage` (1 to 5) is highlighted.
 
     Raises ValueError for another stage.
     """
     if not 1 <= stage <= len(_NOTEBOOKS):
         raise ValueError(f"stage is {stage}; it must be from 1 to {len(_NOTEBOOKS)}")
-    axes, pitch = _blank(0.62 * len(_NOTEBOOKS)), 0.62
+    pitch = 0.62
+    axes = _blank(pitch * len(_NOTEBOOKS))
     for number, (notebook, files) in enumerate(_NOTEBOOKS.items(), start=1):
-        here, y = number == stage, pitch * (number - 1) + 0.1
-        _box(axes, 0.1, y, 1.7, 0.4, facecolor=ORANGE if here else _BLUE_TINT, edgecolor=GREY)
-        _write(axes, 0.95, y + 0.2, notebook, ha="center", weight="bold" if here else "normal")
+        y = pitch * (number - 1) + 0.1
+        colour, weight = (ORANGE, "bold") if number == stage else (_BLUE_TINT, "normal")
+        _box(axes, 0.1, y, 1.7, 0.4, notebook, font={"weight": weight}, facecolor=colour, edgecolor=GREY)
         _write(axes, 2.0, y + 0.2, f"writes {files}")
         if number < len(_NOTEBOOKS):
             axes.annotate("", (0.95, y + pitch), (0.95, y + 0.4), arrowprops={"arrowstyle": "->", "color": GREY})
@@ -43,16 +44,14 @@ def pipeline(stage: int) -> Figure:
 
 
 def windows(texts: Sequence[str], start: int, length: int) -> Figure:
-    """Draw the beginning of a token file as a strip of stories, and on it the window of `length` tokens at `start`.
+    """Draw the beginning of a token file as a strip of stories, and mark the window of `length` tokens at `start`.
 
-    `texts` is the text of each token. Below the strip are the first tokens of the window (x) and under each its target (y),
-    which is the next token. Raises ValueError for a window that does not fit.
+    `texts` has the text of each token. Below the strip are the first tokens of the window (x). Below each of them is
+    its target (y), which is the next token. Raises ValueError for a window that does not fit.
     """
     if length < 1 or not 0 <= start < len(texts) - length:
-        raise ValueError(
-            f"a window of {length} tokens at {start}, and one more token as the last target, does not fit into "
-            f"{len(texts)} tokens: choose another start or length"
-        )
+        found = f"a window of {length} tokens at {start} does not fit into {len(texts)} tokens"
+        raise ValueError(f"{found} (the last target is one token further): choose another start or length")
     axes = _blank(2.9)
     left, right, top = 0.1, WIDTH - 0.1, 0.55
     scale = (right - left) / len(texts)
@@ -61,8 +60,7 @@ def windows(texts: Sequence[str], start: int, length: int) -> Figure:
         width = (end - before - 1) * scale
         name = f"story {number + 1}" if width > 9 * _LETTER else ""
         _box(axes, left + (before + 1) * scale, top, width, 0.4, name, facecolor=(BLUE, GREEN)[number % 2], alpha=0.3)
-    for end in ends:
-        axes.plot([left + (end + 0.5) * scale] * 2, [top - 0.06, top + 0.46], color="black", linewidth=2)
+    axes.vlines([left + (end + 0.5) * scale for end in ends], top - 0.06, top + 0.46, color="black", linewidth=2)
     _write(axes, left, 0.25, f"the beginning of train.bin: | is {END_OF_TEXT}")
     x = left + start * scale
     _box(axes, x, top - 0.06, length * scale, 0.52, facecolor="none", edgecolor=ORANGE, linewidth=2.5)
@@ -77,9 +75,9 @@ def windows(texts: Sequence[str], start: int, length: int) -> Figure:
         width = max(_width_of(token), _width_of(target), 2 * _LETTER) + 0.08
         if column + width > right - 0.2:
             break
-        look = {"edgecolor": GREY, "family": families}
-        _box(axes, column, y, width, 0.4, token, facecolor="white", **look)
-        _box(axes, column, y + 0.5, width, 0.4, target, facecolor=ORANGE, alpha=0.35, **look)
+        font = {"family": families}
+        _box(axes, column, y, width, 0.4, token, font=font, facecolor="white", edgecolor=GREY)
+        _box(axes, column, y + 0.5, width, 0.4, target, font=font, facecolor=ORANGE, edgecolor=GREY, alpha=0.35)
         column += width
     _write(axes, column + 0.05, y + 0.45, "…")
     _write(axes, left, y + 1.15, "below each token of x is its target in y: the next token")
@@ -87,7 +85,7 @@ def windows(texts: Sequence[str], start: int, length: int) -> Figure:
 
 
 def network(config: GPTConfig) -> Figure:
-    """Draw GPTMini from ids (bottom) to logits (top), with the shapes and parameter counts of `config`."""
+    """Draw GPTMini with the shapes and parameter counts of `config`, from ids (bottom) to logits (top)."""
     axes = _blank(5.5)
     stream, side, line = 1.8, 4.15, {"color": GREY, "linewidth": 1.2}
     embedding, attention = config.vocab_size * config.d_model, 4 * config.d_model**2
@@ -113,24 +111,24 @@ def network(config: GPTConfig) -> Figure:
 
 
 def _blank(height: float) -> Axes:
-    """Return axes without a frame. Their units are inches from the upper left corner."""
+    """Return axes without a frame. The unit is an inch, and the upper left corner is (0, 0)."""
     axes = Figure(figsize=(WIDTH, height), dpi=DPI).add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
 def _width_of(text: str) -> float:
-    """Return the width of a text in inches. Chinese, Japanese and Korean characters are twice as wide as others."""
+    """Return the width of a text in inches. A Chinese, Japanese or Korean character is as wide as two letters."""
     return sum(2 if east_asian_width(letter) in "FW" else 1 for letter in text) * _LETTER
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **look: object) -> None:
-    """Write a text as it is: a dollar sign in a token does not start a formula."""
+    """Write a text unchanged: a dollar sign in a token does not start a formula."""
     axes.text(x, y, text, **{"va": "center", "fontsize": 12, "parse_math": False} | look)
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, text: str = "", **look: object) -> None:
-    """Draw a rectangle with a text in its middle."""
-    family = look.pop("family", None)
+    """Draw a rectangle with a text in its middle. The value of `font` is for the text."""
+    font = look.pop("font", {})
     axes.add_patch(Rectangle((x, y), width, height, **look))
-    _write(axes, x + width / 2, y + height / 2, text, ha="center", family=family)
+    _write(axes, x + width / 2, y + height / 2, text, ha="center", **font)

@@ -1,6 +1,6 @@
 """HTML for notebooks: stories as cards, coloured tokens, bars of probabilities, and tables.
 
-Every piece uses the page's own text colour, so it is readable on light and on dark backgrounds.
+All pieces use the text colour of the page, so they are readable on light and on dark backgrounds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from IPython.core.pylabtools import print_figure
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from tinystories_lab.analysis.report import format_value
+from tinystories_lab.analysis.evaluation import format_value
 
 _LINE = "1px solid rgba(128, 128, 128, 0.45)"
-# Okabe and Ito's colours, so transparent that both black and white text stand out on them.
+# Okabe and Ito's colours, transparent enough to read both black and white text on them.
 _TINTS = [f"rgba({rgb}, 0.35)" for rgb in ("0, 114, 178", "230, 159, 0", "0, 158, 115", "204, 121, 167")]
 _CHOSEN = "outline: 2px solid #D55E00; border-radius: 2px"
 # plaintext: each paragraph runs in the direction of its own script.
@@ -22,7 +22,7 @@ _PROSE = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; uni
 
 
 def prose(text: str) -> HTML:
-    """Return a text as it was written, line breaks included."""
+    """Return a text with its spaces and line breaks."""
     return HTML(_div(f"{_PROSE}; max-width: 40em", escape(text)))
 
 
@@ -32,7 +32,7 @@ def code(text: str) -> HTML:
 
 
 def cards(texts: Sequence[tuple[str, str]]) -> HTML:
-    """Return (heading, text) pairs as cards, side by side if the page is wide enough, otherwise below one another."""
+    """Return (heading, text) pairs as cards. They are side by side if the page is wide enough."""
     card = f"flex: 1 1 15em; min-width: 0; border: {_LINE}; border-radius: 6px; padding: 0.6em 0.9em"
     head = "font-weight: bold; margin-bottom: 0.3em"
     each = (_div(card, _div(head, escape(heading)), _div(_PROSE, escape(text))) for heading, text in texts)
@@ -40,58 +40,60 @@ def cards(texts: Sequence[tuple[str, str]]) -> HTML:
 
 
 def tokens(texts: Sequence[str], chosen: int | None = None) -> HTML:
-    """Return token texts one after another, neighbours in different colours, with a frame around number `chosen`."""
-    spans = (
-        f'<span style="background: {_TINTS[index % len(_TINTS)]}; {_CHOSEN if index == chosen else ""}">{escape(text)}</span>'
-        for index, text in enumerate(texts)
-    )
+    """Return token texts in a row. Neighbours have different colours, and the token at index `chosen` has a frame."""
+    spans = []
+    for index, text in enumerate(texts):
+        frame = _CHOSEN if index == chosen else ""
+        spans.append(f'<span style="background: {_TINTS[index % len(_TINTS)]}; {frame}">{escape(text)}</span>')
     return HTML(_div(f"{_PROSE}; max-width: 40em; line-height: 1.7", *spans))
 
 
 def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
-    """Return one bar per row of (label, share, share to compare with); the second share is an outline behind the first.
+    """Return a filled bar for each row of (label, share, share to compare with); the second share is an outline.
 
     Shares are from 0 to 1. A share of `widest` takes the full width.
     """
-    columns = (
-        "display: grid; grid-template-columns: 9em 1fr 3.6em; gap: 0.3em 0.6em; line-height: 1.5em; max-width: 34em"
-    )
+    grid = "display: grid; grid-template-columns: 9em 1fr 3.6em; gap: 0.3em 0.6em; line-height: 1.5em; max-width: 34em"
     name = "font-family: monospace; text-align: right; white-space: pre; overflow: hidden"
     bar = "position: absolute; top: 15%; height: 70%; box-sizing: border-box"
+    outline = "1.5px solid rgba(128, 128, 128, 0.9)"
     lines = (
         f'<span style="{name}">{escape(label)}</span><div style="position: relative">'
-        f'<div style="{bar}; width: {min(1, compared / widest):.1%}; border: 1.5px solid rgba(128, 128, 128, 0.9)"></div>'
+        f'<div style="{bar}; width: {min(1, compared / widest):.1%}; border: {outline}"></div>'
         f'<div style="{bar}; width: {min(1, share / widest):.1%}; background: rgba(0, 114, 178, 0.65)"></div></div>'
         f'<span style="text-align: right">{share:.1%}</span>'
         for label, share, compared in rows
     )
-    return HTML(_div(columns, *lines))
+    return HTML(_div(grid, *lines))
 
 
 def facts(values: Mapping[str, str]) -> HTML:
-    """Return short values, each below its name, side by side as far as the page is wide."""
+    """Return short values, each below its name. They are side by side if the page is wide enough."""
     name = "opacity: 0.75; font-size: 85%"
     each = (_div("", _div(name, escape(key)), f"<b>{escape(value)}</b>") for key, value in values.items())
     return HTML(_div("display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; max-width: 44em", *each))
 
 
 def picture(figure: Figure, alt: str) -> HTML:
-    """Return a figure as an image no wider than the page; `alt` describes it to people who cannot see it."""
+    """Return a figure as an image that fits the page. `alt` describes it for people who cannot see it."""
     data = print_figure(figure, bbox_inches=None, base64=True)
     return HTML(f'<img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}">')
 
 
 def stack(*pieces: HTML) -> HTML:
-    """Return pieces below one another."""
+    """Return several pieces, one below the other."""
     return HTML("".join(_div("margin: 0.5em 0", piece.data) for piece in pieces))
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> HTML:
-    """Return rows with the same keys as a table. The keys are the column headings, and numbers are right-aligned."""
-    cell = f"padding: 0.25em 0.7em; border-bottom: {_LINE}; unicode-bidi: plaintext; text-align: left"
-    style = pd.DataFrame(rows, dtype=object).style.hide().format(format_value, escape="html")
-    style = style.format_index(escape="html", axis="columns").set_table_styles([{"selector": "td, th", "props": cell}])
-    style = style.map(lambda value: "text-align: right" if isinstance(value, int | float | None) else "")
+    """Return a table of rows that have the same keys. The keys are the headings, and numbers are right-aligned."""
+    cells = f"padding: 0.25em 0.7em; border-bottom: {_LINE}; unicode-bidi: plaintext"
+    rules = {"": "border-collapse: collapse", "th, td": cells, "th": "text-align: left"}
+    style = pd.DataFrame(rows, dtype=object).style.hide()
+    style = style.set_table_styles([{"selector": selector, "props": rule} for selector, rule in rules.items()])
+    style = style.format(format_value, escape="html").format_index(escape="html", axis="columns")
+    # Each cell has a rule of its own, because a rule for all `td` would override the rule for numbers.
+    style = style.map(lambda value: f"text-align: {'right' if isinstance(value, int | float | None) else 'left'}")
     return HTML(_div("overflow-x: auto", style.to_html()))
 
 

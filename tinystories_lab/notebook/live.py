@@ -1,4 +1,4 @@
-"""A live view of a training run: progress bar, figures, curves and a story, in one display that is redrawn every few seconds."""
+"""A live view of a training run: one display with a progress bar, numbers, curves and a story."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,6 @@ from tinystories_lab.analysis.budget import format_duration
 from tinystories_lab.analysis.curves import run_curves
 from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, model_from_checkpoint
 from tinystories_lab.config import TrainConfig
-from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.device import choose_device
 from tinystories_lab.files import Row, read_log
 from tinystories_lab.generate import generate_batch
@@ -22,31 +21,26 @@ from tinystories_lab.pipeline import progress_fields
 from tinystories_lab.tokenizer import load_tokenizer
 
 _REFRESH_SECONDS = 5.0  # faster updates freeze a browser
-_MAX_TIME_FRACTION = 0.03  # of the run, for drawing and generating: a fast GPU waits for them
-_STORY_SECONDS = 20.0  # at least, from one story to the next
+_MAX_TIME_FRACTION = 0.03  # of the run's time is for drawing and stories, because the GPU waits for both
+_STORY_SECONDS = 20.0  # at least, between two stories
 _STORY_TOKENS = 80
-_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # over all sessions; fits a phone
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # fits a phone
 
 
 class LiveRun:
-    """Iterate over the rows of a run while one display shows its state. Leaving the loop closes `rows`, which saves the run.
+    """An iterable over the rows of a run. One display shows the state of the run and is redrawn every few seconds.
 
-    The display reads the files in `run_dir`, so its curves include earlier sessions.
+    The display reads the files in `run_dir`, so its curves include earlier sessions. If the loop is left early, `rows`
+    is closed, which saves the run.
     """
 
     def __init__(
-        self,
-        rows: Iterator[Row],
-        run_dir: str | Path,
-        model_config: GPTConfig,
-        train_config: TrainConfig,
-        prompt: str = PROMPTS[0],
+        self, rows: Iterator[Row], run_dir: Path, model_config: GPTConfig, train_config: TrainConfig, prompt: str
     ) -> None:
-        self._rows, self._run_dir, self._prompt = rows, Path(run_dir), prompt
-        self._vocab_size, self._config = model_config.vocab_size, train_config
+        self._rows, self._run_dir, self._prompt = rows, run_dir, prompt
+        self._vocab_size, self._config, self._display = model_config.vocab_size, train_config, None
         self._story = ("a story", "appears after the first checkpoint")
-        self._story_of, self._story_at = 0, -_STORY_SECONDS  # the checkpoint's time stamp, and our clock
-        self._display = None
+        self._story_of, self._story_at = 0, -_STORY_SECONDS  # the time stamp of its checkpoint; when it was generated
 
     def __iter__(self) -> Iterator[Row]:
         row, due, state = None, 0.0, "stopped by the error below"
@@ -61,7 +55,7 @@ class LiveRun:
         except (KeyboardInterrupt, GeneratorExit) as stop:
             state = "stopped and saved; run this cell again to continue"
             message = f"{type(stop).__name__}: {state}"
-            stop._render_traceback_ = lambda: [message]  # IPython shows this instead of forty lines
+            stop._render_traceback_ = lambda: [message]  # IPython shows only this line
             raise
         finally:
             self._rows.close()  # this saves the run
@@ -73,40 +67,38 @@ class LiveRun:
         rows, last = read_log(self._run_dir / "loss.jsonl"), self._run_dir / "last.pt"
         age = time.time() - last.stat().st_mtime if last.exists() else None
         steps_per_second = row["tokens_per_second"] / self._config.tokens_per_step
-        progress = row["step"], self._config.total_steps, row["seconds"]
-        curves = run_curves(rows, self._vocab_size, self._config)
-        page = stack(
-            code(tqdm.format_meter(*progress, ncols=38, rate=steps_per_second, bar_format=_BAR)),
-            facts({"the run": state} | _figures_of(row, rows, age)),
-            picture(curves, f"loss and learning rate up to step {row['step']:,}"),
-            cards([self._story]),
-        )
+        progress = row["step"], self._config.total_steps, row["seconds"]  # the seconds of all sessions
+        bar = code(tqdm.format_meter(*progress, ncols=38, rate=steps_per_second, bar_format=_BAR))
+        figures = facts({"the run": state} | _figures_of(row, rows, age))
+        alt = f"loss and learning rate up to step {row['step']:,}"
+        curves = picture(run_curves(rows, self._vocab_size, self._config), alt)
+        page = stack(bar, figures, curves, cards([self._story]))
         if self._display is None:
             self._display = display(page, display_id=True)
         else:
             self._display.update(page)
 
     def _update_story(self, at_once: bool) -> None:
-        """Generate a story with the newest last.pt if it has changed and, unless `at_once`, the last story is old enough."""
+        """Generate a story if last.pt has changed. Unless `at_once`, wait until the last story is old enough."""
         path = self._run_dir / "last.pt"
-        is_recent = time.monotonic() - self._story_at < _STORY_SECONDS and not at_once
-        if is_recent or not path.exists() or path.stat().st_mtime_ns == self._story_of:
+        saved_at = path.stat().st_mtime_ns if path.exists() else 0
+        is_recent = time.monotonic() - self._story_at < _STORY_SECONDS
+        if saved_at == self._story_of or (is_recent and not at_once):
             return
         try:
-            saved_at = path.stat().st_mtime_ns
             checkpoint = load_checkpoint(path, MODEL_KEYS)
             model = model_from_checkpoint(checkpoint, choose_device()[0])
             tokenizer = load_tokenizer(self._run_dir / "tokenizer.json")
             (sample,) = generate_batch(model, tokenizer, [self._prompt], _STORY_TOKENS, seeds=[0])
         except (OSError, ValueError, torch.OutOfMemoryError):
-            return  # a failing disk, which `train` reports, or a GPU that the run fills: training does not need the story
+            return  # training does not need the story: `train` reports a failing disk, and it may have filled the GPU
         ending = "" if sample["ended"] else " ..."
         self._story = (f"generated by the model of step {checkpoint['step']:,}", sample["story"] + ending)
         self._story_of, self._story_at = saved_at, time.monotonic()
 
 
 def _figures_of(row: Row, rows: Sequence[Row], seconds_since_save: float | None) -> dict[str, str]:
-    """Return the figures beside the curves: of the newest `row`, of all `rows`, and the time since last.pt was written."""
+    """Return the numbers above the curves, as texts by name. `rows` has all rows of the run; `row` is the newest."""
     progress = progress_fields(row)
     validated = [f"{row['val_loss']:.3f} at step {row['step']:,}" for row in rows if "val_loss" in row]
     figures = {

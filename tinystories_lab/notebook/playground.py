@@ -1,11 +1,12 @@
 """A playground: generate a story while you watch, and see at every token which others were likely.
 
-A kernel runs one widget callback at a time, so a callback that generates a whole story would block the Stop button.
-Threads are no way out: what they send after their cell has finished does not reach every front end (Colab:
-googlecolab/colabtools issue 3373). So the browser sets the pace, as a heartbeat. A callback generates for a moment and
-increases `pulse`. A `jslink` copies that to `echo` in the browser. The change of `echo` comes back as a new message, which
-is queued behind any button that was pressed in the meantime. The link also copies once as soon as it is displayed. If
-nothing has ever come back, there is no browser, and Generate generates the whole story at once.
+A kernel runs one widget callback at a time. If one callback generated a whole story, the Stop button would have no
+effect until its end. A thread does not help: some front ends lose what a thread sends after its cell has finished
+(Colab: googlecolab/colabtools issue 3373). So the browser sets the pace, like a heartbeat. A callback generates for a
+moment and increases `pulse`. In the browser, a `jslink` copies `pulse` to `echo`. The change of `echo` reaches the
+kernel as a new message, after those of all buttons pressed in the meantime, and its callback generates more. The link
+also copies once when it is displayed. If `echo` never changes, there is no browser, and Generate generates the
+whole story at once.
 """
 
 import time
@@ -23,19 +24,18 @@ from tinystories_lab.model import GPTMini
 from tinystories_lab.notebook.html import bars, prose, tokens
 from tinystories_lab.tokenizer import decode_continuation, encode_prompt, eos_id
 
-_SECONDS = 0.1  # of generating between two looks at the buttons
-_TOKENS_PER_SECOND = 40  # at most: nobody can watch or stop a small model at its full speed
-_MIN_TOKENS = 2  # per heartbeat, even if the browser answers sooner than they are due
+_SECONDS = 0.1  # of generating per heartbeat, at most
+_TOKENS_PER_SECOND = 40  # at most: a small model at full speed is too fast to watch or to stop
+_MIN_TOKENS = 2  # per heartbeat, even if the browser answers sooner than these are due
 _CONTEXT = 30  # characters shown before a token
 _TOP_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200)
 _COLUMN = {"flex": "1 1 18em", "min_width": "0", "max_width": "40em", "margin": "0 1em 0 0", "overflow": "visible"}
 _SIDE_BY_SIDE = {"flex_flow": "row wrap", "align_items": "flex-start", "overflow": "visible"}
-_HTML_LAYOUT = {"width": "auto", "overflow": "visible"}
 
 
 @dataclass(frozen=True)
 class _Story:
-    """A story so far. The first `start` ids are the prompt's; `ended` is the reason why it ended, or empty."""
+    """A story so far. The first `start` ids are those of the prompt. `ended` says why the story ended, if it has."""
 
     prompt: str
     ids: tuple[int, ...]
@@ -44,12 +44,12 @@ class _Story:
 
     @property
     def count(self) -> int:
-        """Number of generated tokens, `<|endoftext|>` included."""
+        """Return the number of generated tokens, `<|endoftext|>` included."""
         return len(self.ids) - self.start
 
 
 def _new_story(tokenizer: Tokenizer, prompt: str) -> _Story:
-    """Return a story without generated tokens. An empty prompt starts after `<|endoftext|>`, as every story does."""
+    """Return a story without generated tokens."""
     ids = encode_prompt(tokenizer, prompt)
     return _Story(prompt, tuple(ids), len(ids))
 
@@ -57,11 +57,10 @@ def _new_story(tokenizer: Tokenizer, prompt: str) -> _Story:
 def _stream_story(
     model: GPTMini, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, seconds: float, **settings: Any
 ) -> Iterator[_Story]:
-    """Yield the story that `generate` returns for the same settings, while it grows and once it has ended.
+    """Yield the story that `generate_batch` returns for the same settings, while it grows and when it has ended.
 
-    The next snapshot is due after `seconds`, or sooner if the story has grown by _TOKENS_PER_SECOND for the time since
-    the last snapshot was taken. A story that ended by itself has `<|endoftext|>` as its last token. Raises ValueError as
-    `stream` does.
+    A growing story is due after `seconds`. It is due sooner if it has enough new tokens: _TOKENS_PER_SECOND times the
+    time that the caller took. A story that ended by itself ends in `<|endoftext|>`. Raises ValueError as `stream` does.
     """
     story, eos = _new_story(tokenizer, prompt), eos_id(tokenizer)
     resumed, due = time.monotonic(), _MIN_TOKENS
@@ -79,9 +78,9 @@ def _stream_story(
 
 
 def _story_html(tokenizer: Tokenizer, story: _Story, chosen: int = 0) -> str:
-    """Return the text of a growing story, or the coloured tokens of one that has ended.
+    """Return the text of a growing story, or the coloured tokens of an ended story.
 
-    Number `chosen` of the generated tokens, counted from 1, has a frame.
+    Generated token number `chosen`, counted from 1, has a frame.
     """
     if not story.ended:
         return prose(story.prompt + decode_continuation(tokenizer, story.ids, story.start) + " ...").data
@@ -90,13 +89,13 @@ def _story_html(tokenizer: Tokenizer, story: _Story, chosen: int = 0) -> str:
 
 
 def _probabilities_html(model: GPTMini, tokenizer: Tokenizer, story: _Story, chosen: int = 0, **settings: Any) -> str:
-    """Return bars for what number `chosen` of the generated tokens could have been; 0 means the token after the prompt.
+    """Return bars for the tokens that were likely in place of generated token number `chosen`.
 
-    An arrow marks the token that was drawn.
+    An arrow marks the token that was drawn. If `chosen` is 0, the bars are for the token after the prompt.
     """
-    place = story.start + max(0, chosen - 1)
-    before = story.ids[:place]
-    rows = top_next_tokens(model, tokenizer, before, sampled=story.ids[place] if chosen else None, **settings)
+    before = story.ids[: story.start + max(0, chosen - 1)]
+    drawn = story.ids[len(before)] if chosen else None
+    rows = top_next_tokens(model, tokenizer, before, sampled=drawn, **settings)
     text = tokenizer.decode(before, skip_special_tokens=False).rstrip("\ufffd")
     context = text if len(text) <= _CONTEXT else "..." + text[-_CONTEXT:]
     heading = f"What may follow “{context}”{' (→ was drawn)' if chosen else ''}"
@@ -107,21 +106,21 @@ def _probabilities_html(model: GPTMini, tokenizer: Tokenizer, story: _Story, cho
 def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS) -> widgets.VBox:
     """Return a widget that generates a story while you watch, and shows the probabilities at each of its tokens.
 
-    It has a prompt with suggestions, sliders for the settings, and the buttons Generate and Stop. Errors are shown in the
-    widget. Each part has the CSS class playground-NAME. This is one long function because its callbacks share one story.
+    It has a prompt with suggestions, sliders for the settings, and the buttons Generate and Stop. It also shows errors.
+    Each part has the CSS class playground-NAME. The function is long because all its callbacks share one story.
     """
     controls = _make_controls(model.config.vocab_size, prompts)
     prompt, temperature, top_k, top_p, length, seed, chosen = controls.values()
     generate = widgets.Button(description="Generate", button_style="primary")
     stop = widgets.Button(description="Stop")
-    status, text, probabilities = (widgets.HTML(layout=_HTML_LAYOUT) for _ in range(3))
+    status, text, probabilities = (widgets.HTML(layout={"width": "auto", "overflow": "visible"}) for _ in range(3))
     pulse, echo = (widgets.IntText(value=value, layout={"display": "none"}) for value in (1, 0))
     widgets.jslink((pulse, "value"), (echo, "value"))
     story, settings_used, snapshots = _new_story(tokenizer, prompt.value), "", iter(())
 
     def settings() -> dict[str, Any]:
-        filter_by_p = top_p.value if top_p.value < 1 else None
-        return {"temperature": temperature.value, "top_k": top_k.value, "top_p": filter_by_p}
+        p = top_p.value if top_p.value < 1 else None
+        return {"temperature": temperature.value, "top_k": top_k.value, "top_p": p}
 
     def show_probabilities(change: Any = None) -> None:
         probabilities.value = _probabilities_html(model, tokenizer, story, chosen.value, **settings())
@@ -138,18 +137,20 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
         show_probabilities()
 
     def show_first_token() -> None:
-        """Choose the first generated token, or the end of the prompt if there is none."""
+        """Choose the first generated token. If there is none, choose the end of the prompt."""
         chosen.value = min(1, story.count)
         chosen.max = max(1, story.count)
         show()
 
     def generate_more(change: Any = None) -> None:
-        """Generate for a moment, then wait for the browser, so that callbacks of pressed buttons run first."""
+        """Generate for a moment. Then wait for the browser, so that the callbacks of pressed buttons run first."""
         nonlocal story
         if change and echo.value != pulse.value:
-            return  # from a second window on the same notebook, or from a slow browser
+            return  # it came from a slow browser, or from a second window on the same notebook
         for story in snapshots:
-            show_first_token() if story.ended else show_story()
+            show_story()
+            if story.ended:
+                show_first_token()
             if echo.value:  # there is a browser
                 pulse.value += 1
                 return
@@ -173,7 +174,7 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
         end_story(reason="Not generated yet: press Generate.")
 
     def guarded(callback: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Return the callback with its errors shown in the widget."""
+        """Return a callback that shows its errors in the widget."""
 
         def call(change: Any = None) -> None:
             try:
@@ -202,7 +203,7 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
 
 
 def _make_controls(vocab_size: int, prompts: Sequence[str]) -> dict[str, widgets.ValueWidget]:
-    """Return the prompt and the sliders by name. They change only when the mouse is released."""
+    """Return the prompt and the sliders by name. They react only when the mouse is released."""
     top_ks = [(str(k), k) for k in _TOP_KS if k < vocab_size] + [("all", vocab_size)]
     controls = {
         "prompt": widgets.Combobox(value=prompts[0], options=list(prompts), ensure_option=False),

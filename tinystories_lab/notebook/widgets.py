@@ -1,4 +1,4 @@
-"""Sliders over the merges of a sentence and over the budget of a run, and a form to rate stories."""
+"""A slider over the merges of a sentence, sliders for the budget of a run, and a form to rate stories."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
@@ -18,18 +18,15 @@ from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.html import prose, stack, table, tokens
 
 _WIDE = {"width": "95%", "max_width": "640px"}
-_LOOK = {
-    "layout": _WIDE,
-    "style": {"description_width": "90px"},
-    "continuous_update": False,  # compute only when the mouse is released
-}
+# Sliders react only when the mouse is released.
+_LOOK = {"layout": _WIDE, "style": {"description_width": "90px"}, "continuous_update": False}
 _HEAD_WIDTH = 64  # values of d_model per attention head
-_TITLE_WORDS = 6  # of a story, enough to recognize it
-_NO_MARK = "–"  # where sliders start, so that nobody gives a mark by accident
+_TITLE_WORDS = 6  # enough to recognize a story
+_NO_MARK = "–"  # the first position of a slider, so that nobody gives a mark by accident
 
 
 def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
-    """Return a text field for a sentence and a slider over the merges that change it, in the order they were learned."""
+    """Return a field for a sentence, and a slider over the merges that change it, in the order they were learned."""
     learned, history_of = len(merges(tokenizer)), cache(partial(merge_history, tokenizer))
     text = widgets.Text(sentence, description="sentence", **_LOOK)
     slider = widgets.IntSlider(0, min=0, max=len(history_of(sentence)) - 1, description="merges", **_LOOK)
@@ -39,32 +36,29 @@ def merge_slider(tokenizer: Tokenizer, sentence: str) -> widgets.VBox:
         pair = " + ".join(map(repr, step.pair))
         merge = f"merge {step.number:,} of {learned:,}: {pair}" if pair else "no merge yet"
         says = f"{merge}. {len(step.pieces)} tokens for {len(sentence.encode())} bytes."
-        return stack(
-            prose(says), tokens(step.pieces, step.pieces.index(step.made) if step.made in step.pieces else None)
-        )
+        made = step.pieces.index(step.made) if step.made in step.pieces else None
+        return stack(prose(says), tokens(step.pieces, made))
 
     def fit_slider(change: dict) -> None:
-        slider.max = len(history_of(text.value)) - 1  # lowers the value too if it is too high
+        slider.max = len(history_of(text.value)) - 1  # this also lowers a value that is too high
 
-    text.observe(fit_slider, "value")  # before `interactive` listens, so that the slider always fits the sentence
+    text.observe(fit_slider, "value")  # before `interactive` does, so that the slider fits the sentence first
     return widgets.interactive(show, {"auto_display": True}, sentence=text, place=slider)
 
 
-def budget_sliders(
-    model_config: GPTConfig, tokens: int, config: TrainConfig, machine_speeds: Mapping[str, float]
-) -> widgets.VBox:
-    """Return sliders for layers, width and tokens, and a table of what such a run takes on each machine."""
+def budget_sliders(model: GPTConfig, tokens: int, train: TrainConfig, speeds: Mapping[str, float]) -> widgets.VBox:
+    """Return sliders for layers, width and tokens, and a table of the time that such a run takes on each machine."""
 
     def show(n_layer: int, d_model: int, millions: int) -> HTML:
-        model = GPTConfig(model_config.vocab_size, n_layer, d_model // _HEAD_WIDTH, d_model)
-        lines = budget(model, millions * 1_000_000, config.tokens_per_step, machine_speeds)
+        config = GPTConfig(model.vocab_size, n_layer, d_model // _HEAD_WIDTH, d_model)
+        lines = budget(config, millions * 1_000_000, train.tokens_per_step, speeds)
         return table([{"a run of this size": name, "takes": value} for name, value in lines.items()])
 
     return widgets.interactive(
         show,
         {"auto_display": True},
-        n_layer=widgets.IntSlider(model_config.n_layer, min=1, max=16, **_LOOK),
-        d_model=widgets.IntSlider(model_config.d_model, min=64, max=1024, step=_HEAD_WIDTH, **_LOOK),
+        n_layer=widgets.IntSlider(model.n_layer, min=1, max=16, **_LOOK),
+        d_model=widgets.IntSlider(model.d_model, min=64, max=1024, step=_HEAD_WIDTH, **_LOOK),
         millions=widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **_LOOK),
     )
 
@@ -72,16 +66,16 @@ def budget_sliders(
 def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str = "me") -> widgets.VBox:
     """Return a form that shows one story of a `blind_deck` at a time, with a slider per question and a Next button.
 
-    Next saves the story's marks in `path` at once. After the last story, the form shows which stories were real, and the
-    averages. Stories that this rater has rated before are skipped.
+    Next saves the marks in `path` at once. After the last story, the form shows who wrote each story, and the averages.
+    Stories that this rater has rated before are skipped.
     """
     progress, story, status = widgets.HTML(), widgets.HTML(), widgets.HTML()
     marks = [_NO_MARK, *map(str, range(MAX_RATING + 1))]
     sliders = {name: widgets.SelectionSlider(options=marks, description=name, layout=_WIDE) for name in QUESTIONS}
     next_button = widgets.Button(description="Next", tooltip="Save these marks and show the next story")
     form = widgets.VBox([progress, story, *sliders.values(), next_button, status])
-    parts = {"progress": progress, "story": story, "next": next_button, "status": status, **sliders}
-    for name, part in parts.items():
+    parts = {"progress": progress, "story": story, "next": next_button, "status": status}
+    for name, part in (parts | sliders).items():
         part.add_class(f"rating-{name}")
     remaining = unrated(deck, path, rater)
 
@@ -113,11 +107,11 @@ def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str 
 
 
 def _marks_given(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str) -> list[dict[str, object]]:
-    """Return a row per story of the deck: its first words, who wrote it, and this rater's marks."""
+    """Return one row per story of the deck: its first words, who wrote it, and the marks of this rater."""
     rated = {row["story"]: row for row in read_rows(path) if row.get("rater") == rater}
     rows = []
     for card in deck:
-        about = {"story": opening(card["story"], _TITLE_WORDS) + " ...", "by": card["by"]}
+        title = opening(card["story"], _TITLE_WORDS) + " ..."
         given = ", ".join(str(rated[card["story"]][question]) for question in QUESTIONS)
-        rows.append(about | {", ".join(QUESTIONS): given})  # one column: a phone is narrow
+        rows.append({"story": title, "by": card["by"], ", ".join(QUESTIONS): given})  # one column: a phone is narrow
     return rows
