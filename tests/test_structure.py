@@ -137,9 +137,9 @@ def test_no_chain_of_imports_is_longer_than_seven_files():
     assert chain_length(longest) <= 7, f"the chain from {longest} has {chain_length(longest)} files"
 
 
-def test_the_core_has_at_most_1650_lines_and_the_package_5000():
+def test_the_core_has_at_most_1650_lines_and_the_package_5400():
     assert lines_of(module for module in MODULES if part_of(module) in CORE) <= 1_650
-    assert lines_of(MODULES) <= 5_000
+    assert lines_of(MODULES) <= 5_400
 
 
 def test_the_readmes_example_trains_and_generates_with_the_core_alone(tmp_path, data_dir):
