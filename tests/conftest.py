@@ -3,15 +3,15 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import micro
 import pytest
 import torch
 from hypothesis import settings
+from kernels import SMALL, kernels_start_with
 
 from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.trainer import train
@@ -20,6 +20,7 @@ from tinystories_lab.trainer import train
 WORKSPACE = tempfile.mkdtemp(prefix="tinystories_lab_tests_")
 os.environ["TINYSTORIES_LAB_PRESET"] = "tiny"
 os.environ["TINYSTORIES_LAB_WORKSPACE"] = WORKSPACE
+os.environ |= kernels_start_with(Path(WORKSPACE) / "ipython", SMALL)
 
 # A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP. The tests send both signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,24 +38,18 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=25, help="how many processes the fault tests kill (default: 25)")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Order the tests: ordinary ones, those of the fault harness, those that use both cores, notebooks."""
-    busy = ("test_browser", "test_colab_path")
-    items.sort(key=lambda item: (item.path.suffix == ".ipynb", item.path.stem in busy, item.path.stem == "test_faults"))
-
-
-def pytest_collection_finish(session):
-    """Start the fault harness in its own process, for a minute and a half beside tests that use one core."""
-    if any(item.path.stem == "test_faults" for item in session.items) and not session.config.option.collectonly:
-        command = [sys.executable, "tests/faults.py", "--kills", str(session.config.getoption("kills"))]
-        session.config.harness = subprocess.Popen(
-            command, cwd=session.config.rootpath, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    """Give each test file to one process, and the five notebooks in order to one. The longest files come first."""
+    longest = ["test_colab_path", "test_browser", "notebooks", "test_faults", "test_trainer", "test_failure_modes"]
+    for item in items:
+        group = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+        item.order = longest.index(group) if group in longest else len(longest)
+    items.sort(key=lambda item: item.order)
 
 
 def pytest_unconfigure(config):
-    if hasattr(config, "harness"):
-        config.harness.kill()
     shutil.rmtree(WORKSPACE, ignore_errors=True)
 
 

@@ -143,7 +143,7 @@ def test_the_core_has_at_most_1650_lines_and_the_package_5400():
 
 
 def test_the_readmes_example_trains_and_generates_with_the_core_alone(tmp_path, data_dir):
-    (example,) = re.findall(r"^```python\n(.*?trainer import train.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```python\n(.*?trainer\.train.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert 8 <= len(example.splitlines()) <= 12, "about ten lines"
     shutil.copytree(data_dir, tmp_path / "data" / "toyland-tiny")
     others = [f"tinystories_lab.{part}" for part in LAYER_OF if part not in CORE]
