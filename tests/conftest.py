@@ -38,15 +38,19 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=25, help="how many processes the fault tests kill (default: 25)")
 
 
-@pytest.hookimpl(tryfirst=True)
+def group_of(item):
+    """What runs in one process: a test file, or the five notebooks in their order."""
+    return "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
+
+
+def pytest_itemcollected(item):
+    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
 def pytest_collection_modifyitems(items):
-    """Give each test file to one process, and the five notebooks in order to one. The longest files come first."""
-    longest = ["test_colab_path", "test_browser", "notebooks", "test_faults", "test_trainer", "test_failure_modes"]
-    for item in items:
-        group = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-        item.order = longest.index(group) if group in longest else len(longest)
-    items.sort(key=lambda item: item.order)
+    """The longest groups come first."""
+    longest = ["test_browser", "test_colab_path", "notebooks", "test_faults", "test_trainer", "test_failure_modes"]
+    items.sort(key=lambda item: longest.index(group_of(item)) if group_of(item) in longest else len(longest))
 
 
 def pytest_unconfigure(config):
