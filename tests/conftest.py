@@ -38,19 +38,20 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=25, help="how many processes the fault tests kill (default: 25)")
 
 
-def group_of(item):
-    """What runs in one process: a test file, or the five notebooks in their order."""
-    return "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
-
-
 def pytest_itemcollected(item):
-    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    """Each test file runs in one process; notebooks/conftest.py does the same for the five notebooks."""
+    item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_collection_modifyitems(items):
-    """The longest groups come first."""
+    """The longest files come first, so that the processes end at about the same time."""
     longest = ["test_browser", "test_colab_path", "notebooks", "test_faults", "test_trainer", "test_failure_modes"]
-    items.sort(key=lambda item: longest.index(group_of(item)) if group_of(item) in longest else len(longest))
+
+    def place(item):
+        name = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
+        return longest.index(name) if name in longest else len(longest)
+
+    items.sort(key=place)
 
 
 def pytest_unconfigure(config):
