@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 from kernels import SMALL, kernels_start_with
+from xdist.scheduler import LoadScopeScheduling
 
 from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.trainer import train
@@ -38,9 +39,16 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=25, help="how many processes the fault tests kill (default: 25)")
 
 
-def pytest_itemcollected(item):
-    """Each test file runs in one process; notebooks/conftest.py does the same for the five notebooks."""
-    item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each test file runs in one process, and so do the five notebooks, in their order."""
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "notebooks" if file.startswith("notebooks/") else file
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items):
