@@ -38,7 +38,7 @@ def parquet(texts, name="text"):
 
 def write(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
 
@@ -98,7 +98,7 @@ def flip(data, first, last, mask):
     return data[:first] + bytes(byte ^ mask for byte in data[first:last]) + data[last:]
 
 
-GZ = gzip.compress(blank_lines(STORIES))  # ten bytes of header; the last eight are a checksum and a length
+GZ = gzip.compress(blank_lines(STORIES), mtime=0)  # ten bytes of header; the last eight are a checksum and a length
 PAGES = parquet([f"Story {number}." * 9 for number in range(999)])
 NO_TEXT = r"line 3: not a JSON object with a \"text\".*fix or remove"
 NO_STRING = r"\"text\" is .*; it must be a string or null"
@@ -121,12 +121,12 @@ HALF_EMOJI = r"line 2: \"text\" .*surrogates not allowed.*fix or remove it"
         *(("s.parquet", parquet(texts), rf"s\.parquet: {NO_STRING}") for texts in ([7, 8], [b"One."], [["One."]])),
         ("s.parquet", parquet(["One."], "story"), r"has the columns \['story', 'id'\]; a column \"text\" is needed"),
         ("s.txt", "été".encode("latin-1"), NO_UTF8),
-        ("s.jsonl.gz", gzip.compress(b'{"text": "\xe9"}'), NO_UTF8),
+        ("s.jsonl.gz", gzip.compress(b'{"text": "\xe9"}', mtime=0), NO_UTF8),
         ("s.txt.gz", flip(GZ, 10, 11, 0b110), r"s\.txt\.gz cannot be read as \.gz .*damaged"),
         ("s.txt.gz", flip(GZ, len(GZ) - 8, len(GZ) - 7, 0b110), r"cannot be read as \.gz .*damaged"),
         ("s.txt.gz", b"Once upon a time.", r"cannot be read as \.gz .*Not a gzipped file"),
         *(
-            (name, gzip.compress(data)[:99], r"cannot be read as \.gz .*ended before.*damaged")
+            (name, gzip.compress(data, mtime=0)[:99], r"cannot be read as \.gz .*ended before.*damaged")
             for name, data in (("s.txt.gz", PAGES), ("s.jsonl.gz", json_lines(STORIES * 100)), ("s.parquet.gz", PAGES))
         ),
         *(
