@@ -79,7 +79,7 @@ def train_run(
                     yield row | ({"mirrored_step": mirror.step} if mirror else {})
                     trouble, known = mirror.trouble if mirror else None, trouble
                     if trouble and trouble != known:
-                        warnings.warn(f"{mirror}: training continues, and the mirror will try again", stacklevel=2)
+                        warnings.warn(f"{mirror}: training continues", stacklevel=2)
             finally:
                 with shutdown.deferred():
                     rows.close()  # this saves the run if the caller has left the loop
