@@ -76,7 +76,7 @@ def pictures() -> None:
         with jupyter_lab(lab, home, **environment) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1080, "height": 1500}, device_scale_factor=1.5)
-            page.set_default_timeout(PATIENCE)
+            page.set_default_timeout(5 * PATIENCE)  # notebook 3 runs as a whole, with a full `tiny`
             for name, cell_id in (("03_train", "train-loop"), ("04_generate", "playground-widget")):
                 open_notebook(page, address, f"notebooks/{name}.ipynb")
                 run(page, "Run All Cells")
