@@ -177,8 +177,8 @@ def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: 
             blocks += 1
             block_end = round(blocks / validation_share)
             # The first block draws one of its first two stories, so that a corpus of two stories has both splits.
-            held_out = index + int(random.random() * (block_end - index if index else 2))
-        yield split or ("validation" if index == held_out else "train"), story
+            validation_index = index + int(random.random() * (block_end - index if index else 2))
+        yield split or ("validation" if index == validation_index else "train"), story
 
 
 def _batches(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
