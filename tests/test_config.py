@@ -1,32 +1,40 @@
 """The settings of a run: their ranges, and learning rate and sequence length as functions of the step."""
 
 import math
+import re
 from dataclasses import asdict
 
 import pytest
-from hypothesis import assume, given
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tinystories_lab.config import TrainConfig, lr_at, seq_len_at
+from tinystories_lab.generate import stream
+from tinystories_lab.model import GPTConfig, new_model
+from tinystories_lab.optim import set_lr
+from tinystories_lab.trainer import TrainState, train_step
 
 NAN, INF = math.nan, math.inf
 COUNTS = ("batch_size", "seq_len", "grad_accum_steps", "total_steps", "log_every", "eval_every", "eval_batches")
-OUT_OF_RANGE = {name: ([0, -1], "at least 1") for name in (*COUNTS, "save_every", "keep_every")} | {
-    "warmup_steps": ([-1, 12_207, 20_000], "below total_steps 12207"),
-    "peak_lr": ([0, -1e-3, NAN, INF], "above 0"),  # Muon's rate is a multiple of it: 0 would divide by zero
-    "final_lr_ratio": ([-0.1, 1.1, NAN], "from 0 to 1"),
-    "weight_decay": ([-0.1, NAN, INF], "at least 0"),
-    "beta1": ([-0.1, 1, NAN], "below 1"),
-    "beta2": ([-0.1, 1, NAN], "below 1"),
-    "eps": ([0, -1e-8, NAN], "above 0"),
-    "grad_clip": ([0, -1, NAN], "above 0"),
-    "optimizer": (["sgd", "", None], "one of adamw, muon"),
-    "muon_lr": ([0, -1, NAN], "above 0"),
-    "seq_len_start": ([0, -64, 63, 96, 1_024], "it must give seq_len 512"),
-    "seq_len_warmup_fraction": ([0, -0.1, 1.1, NAN], "above 0 and at most 1"),  # 0 would divide by zero
-    "sampling": (["Random", "", None, "sequential"], "one of random, shuffle"),
-    "seed": ([-1], "at least 0"),
-    "save_minutes": ([0, -1, NAN], "above 0"),
+COUNTS += ("save_every", "keep_every")
+OUT_OF_RANGE = {name: ([0, -1, 2.5, "3", None, True], "an integer from 1 to") for name in COUNTS}
+OUT_OF_RANGE |= {
+    "warmup_steps": ([-1, 2.5, None], "an integer from 0 to"),
+    "peak_lr": ([0, -1e-3, NAN, INF, "6e-4", None], "a number from 1e-09 to"),
+    "final_lr_ratio": ([-0.1, 1.1, NAN], "a number from 0.0 to 1.0"),
+    "weight_decay": ([-0.1, NAN, INF, 2], "a number from 0.0 to 1.0"),
+    "beta1": ([-0.1, 1, NAN], "a number from 0.0 to 0.99999"),
+    "beta2": ([-0.1, 1, NAN], "a number from 0.0 to 0.99999"),
+    "eps": ([0, -1e-8, NAN], "a number from 1e-15 to"),
+    "grad_clip": ([0, -1, NAN, INF], "a number from 1e-06 to"),  # 0 would train nothing, -1 would climb
+    "optimizer": (["sgd", ""], "one of adamw, muon"),
+    "muon_lr": ([0, -1, NAN], "a number from 1e-09 to"),
+    "seq_len_start": ([63, 96, 1_024], "it must give seq_len 512"),
+    "seq_len_warmup_fraction": ([0, -0.1, 1.1, NAN], "a number from 1e-06 to 1.0"),  # 0 would divide by zero
+    "sampling": (["Random", "", "sequential"], "one of random, shuffle"),
+    "seed": ([-1, 2**63, 0.5], "an integer from 0 to"),
+    "save_minutes": ([0, -1, NAN], "a number from 1e-06 to"),
 }
 
 
@@ -34,8 +42,10 @@ def test_every_setting_out_of_its_range_is_refused_with_its_name_its_value_and_w
     assert OUT_OF_RANGE.keys() == asdict(TrainConfig()).keys()
     for name, (values, needed) in OUT_OF_RANGE.items():
         for value in values:
-            with pytest.raises(ValueError, match=f"^{name} is {value!r}; .*{needed}"):
+            with pytest.raises(ValueError, match=f"^{name} is {re.escape(repr(value))}; .*{needed}"):
                 TrainConfig(**{name: value})
+    with pytest.raises(ValueError, match="warmup_steps is 12207; it must be below total_steps 12207"):
+        TrainConfig(warmup_steps=12_207)
     for batch_size, parts in ((32, 5), (4, 8)):
         with pytest.raises(ValueError, match=f"batch_size is {batch_size}; .* a multiple of grad_accum_steps {parts}"):
             TrainConfig(batch_size=batch_size, grad_accum_steps=parts)
@@ -47,7 +57,7 @@ def test_stored_values_make_the_same_config_under_old_names_too():
     config = TrainConfig(batch_size=8, **dict(zip(names, old.values(), strict=True)))
     assert TrainConfig.from_dict(asdict(config)) == config
     assert TrainConfig.from_dict({"batch_size": 8} | old) == config, "missing values are the defaults"
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(ValueError, match="TrainConfig has no setting colour"):
         TrainConfig.from_dict({"colour": "red"})
 
 
@@ -89,5 +99,74 @@ def test_sequences_double_at_even_intervals_until_the_warm_up_is_over():
     assert lengths == sorted(lengths) and set(lengths) == {64, 128, 256, 512}
     assert {seq_len_at(step, TrainConfig()) for step in range(0, 12_207, 100)} == {512}
     assert seq_len_at(0, TrainConfig(seq_len_start=512)) == 512
-    almost_none = TrainConfig(seq_len_start=64, seq_len_warmup_fraction=1e-12)
+    almost_none = TrainConfig(seq_len_start=64, seq_len_warmup_fraction=1e-6)
     assert [seq_len_at(step, almost_none) for step in (0, 1, 12_206)] == [64, 512, 512]
+
+
+# --- any settings at all: the ends of each range together, and now and then one value of any kind
+
+EDGES = {
+    "batch_size": (1, 6),
+    "seq_len": (1, 8),
+    "grad_accum_steps": (1, 2),
+    "total_steps": (2, 10**9),
+    "warmup_steps": (0, 1),
+    "peak_lr": (1e-9, 1e-3, 10.0),
+    "final_lr_ratio": (0.0, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "beta1": (0.0, 0.99999),
+    "beta2": (0.0, 0.99999),
+    "eps": (1e-15, 1.0),
+    "grad_clip": (1e-6, 1e6),
+    "optimizer": ("adamw", "muon"),
+    "muon_lr": (1e-9, 10.0),
+    "seq_len_start": (None, 1),
+    "seq_len_warmup_fraction": (1e-6, 1.0),
+    "sampling": ("random", "shuffle"),
+    "seed": (0, 2**63 - 1),
+}
+SHAPES = {
+    "n_layer": (1, 2),
+    "n_head": (1, 2),
+    "d_model": (4, 8),
+    "max_len": (8, 9),
+    "hidden": (None, 1),
+    "norm_eps": (1e-12, 1.0),
+    "rope_base": (1.0, 1e12),
+    "tie_embeddings": (True, False),
+}
+ANYTHING = st.one_of(st.integers(-1, 9), st.floats(), st.sampled_from([None, True, "3", "", 2**70, -(2**70), [1], ()]))
+
+
+def any_settings(edges: dict):
+    usual = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in edges.items()})
+    return st.tuples(usual, st.dictionaries(st.sampled_from(sorted(edges)), ANYTHING, max_size=1)).map(
+        lambda parts: parts[0] | parts[1]
+    )
+
+
+@settings(max_examples=300)
+@given(any_settings(SHAPES), any_settings(EDGES))
+def test_any_settings_are_refused_in_a_sentence_or_train_and_generate_with_finite_numbers(shape, changes):
+    shape = {"vocab_size": 20, "n_layer": 1, "n_head": 2, "d_model": 8, "max_len": 9} | shape
+    changes = {"batch_size": 2, "seq_len": 8, "total_steps": 4, "warmup_steps": 1} | changes
+    try:
+        config, train_config = GPTConfig(**shape), TrainConfig(**changes)
+    except ValueError as error:
+        name, needed = re.match(r"(\w+) is .+; (.+)", str(error)).groups()
+        assert name in shape | changes and re.search("must (be|give)|needs", needed)
+        return
+    if max(config.n_layer * config.d_model, train_config.seq_len) > 100 or train_config.seq_len > config.max_len:
+        return  # too large for this test, or refused by `train`
+    model = new_model(config, train_config.seed)
+    state = TrainState.new(model, train_config, torch.float32)
+    random = torch.Generator().manual_seed(0)
+    for step in range(2):
+        set_lr(state.optimizer, lr_at(step, train_config))
+        ids = torch.randint(config.vocab_size, (train_config.batch_size, train_config.seq_len + 1), generator=random)
+        loss, norm = train_step(state, (ids[:, :-1], ids[:, 1:]))
+        assert math.isfinite(loss) and math.isfinite(norm)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert len(list(stream(model, [0], 5, seed=0))) == 5
+    logits, _ = model(torch.tensor([[0, 1]]))
+    assert logits.isfinite().all()

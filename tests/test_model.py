@@ -219,7 +219,7 @@ def test_shapes_that_cannot_be_are_refused_with_their_values():
             replace(MODEL, d_model=d_model, n_head=n_head)
     for field in ("vocab_size", "n_layer", "n_head", "d_model", "max_len", "hidden"):
         for value in (0, -1):
-            with pytest.raises(ValueError, match=f"{field} is {value}; it must be at least 1"):
+            with pytest.raises(ValueError, match=f"{field} is {value}; it must be an integer from"):
                 replace(MODEL, **{field: value})
 
 

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args
 
 # A resumed run may change when it logs, evaluates and saves, how it splits a batch, and how long its schedule is.
 RESUMABLE_CHANGES = {"grad_accum_steps", "total_steps", "log_every", "eval_every", "eval_batches", "save_every"}
@@ -15,9 +17,57 @@ _OLD_NAMES = {  # up to version 1.0: old checkpoints and config.yaml files have 
     "first_seq_len": "seq_len_start",
     "seq_warmup": "seq_len_warmup_fraction",
 }
-_AT_LEAST_ONE = ("batch_size", "seq_len", "grad_accum_steps", "total_steps")
-_AT_LEAST_ONE += ("log_every", "eval_every", "eval_batches", "save_every", "keep_every")
-_ABOVE_ZERO = ("peak_lr", "muon_lr", "eps", "grad_clip", "save_minutes")
+_RANGES = {
+    "batch_size": (1, 2**20),
+    "seq_len": (1, 2**20),
+    "grad_accum_steps": (1, 2**20),
+    "total_steps": (1, 10**9),
+    "warmup_steps": (0, 10**9),
+    "peak_lr": (1e-9, 10.0),  # Muon's rate is stored as a multiple of it
+    "final_lr_ratio": (0.0, 1.0),
+    "weight_decay": (0.0, 1.0),
+    "beta1": (0.0, 0.99999),
+    "beta2": (0.0, 0.99999),
+    "eps": (1e-15, 1.0),
+    "grad_clip": (1e-6, 1e6),
+    "muon_lr": (1e-9, 10.0),
+    "seq_len_start": (1, 2**20),
+    "seq_len_warmup_fraction": (1e-6, 1.0),
+    "seed": (0, 2**63 - 1),
+    "log_every": (1, 10**9),
+    "eval_every": (1, 10**9),
+    "eval_batches": (1, 10**6),
+    "save_every": (1, 10**9),
+    "save_minutes": (1e-6, 1e6),
+    "keep_every": (1, 10**9),
+}
+
+
+def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise ValueError for a setting of a dataclass that is not of its type, or that is out of its range.
+
+    Each number needs a range (smallest, largest). `None` is allowed where the annotation says so.
+    """
+    for setting in fields(config):
+        name, value, types = setting.name, getattr(config, setting.name), get_args(setting.type) or (setting.type,)
+        needed = {str: "a string", bool: "true or false"}.get(types[0])
+        if types[0] in (int, float):
+            low, high = ranges[name]
+            kind, numbers = ("an integer", Integral) if types[0] is int else ("a number", Real)
+            is_valid = isinstance(value, numbers) and not isinstance(value, bool) and low <= value <= high
+            needed = f"{kind} from {low:,} to {high:,}"
+        else:
+            is_valid = isinstance(value, types)
+        if not is_valid and not (value is None and NoneType in types):
+            raise ValueError(f"{name} is {value!r}; it must be {needed or types[0].__name__}")
+
+
+def from_stored(cls: type, values: Mapping[str, Any], old_names: Mapping[str, str]) -> Any:
+    """Return a config with stored values, which may have old names. Raises ValueError for what it does not know."""
+    current = {old_names.get(name, name): value for name, value in values.items()}
+    if unknown := current.keys() - {setting.name for setting in fields(cls)}:
+        raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(map(str, unknown)))}")
+    return cls(**current)
 
 
 @dataclass(frozen=True)
@@ -50,34 +100,23 @@ class TrainConfig:
     keep_every: int = 1_000  # steps between two kept checkpoints, step_NNNNN.pt
 
     def __post_init__(self) -> None:
-        self._require("optimizer", self.optimizer in ("adamw", "muon"), "one of adamw, muon")
-        self._require("sampling", self.sampling in ("random", "shuffle"), "one of random, shuffle")
-        for name in _AT_LEAST_ONE:
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in _ABOVE_ZERO:
-            self._require(name, 0 < getattr(self, name) < math.inf, "above 0 and finite")
-        for name in ("beta1", "beta2"):
-            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite")
-        self._require("final_lr_ratio", 0 <= self.final_lr_ratio <= 1, "from 0 to 1")
-        self._require("seq_len_warmup_fraction", 0 < self.seq_len_warmup_fraction <= 1, "above 0 and at most 1")
-        self._require("seed", self.seed >= 0, "at least 0")
-        needed = f"at least 0 and below total_steps {self.total_steps}"
-        self._require("warmup_steps", 0 <= self.warmup_steps < self.total_steps, needed)
-        needed = f"a multiple of grad_accum_steps {self.grad_accum_steps}"
-        self._require("batch_size", self.batch_size % self.grad_accum_steps == 0, needed)
+        check_ranges(self, _RANGES)
+        for name, choices in (("optimizer", ("adamw", "muon")), ("sampling", ("random", "shuffle"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be below total_steps {self.total_steps}")
+        if self.batch_size % self.grad_accum_steps:
+            needed = f"a multiple of grad_accum_steps {self.grad_accum_steps}"
+            raise ValueError(f"batch_size is {self.batch_size}; it must be {needed}")
         start = self.seq_len_start
         if start is not None and self.seq_len not in (start << doublings for doublings in range(16)):
             raise ValueError(f"seq_len_start is {start}; doubled a few times, it must give seq_len {self.seq_len}")
 
-    def _require(self, name: str, is_valid: bool, needed: str) -> None:
-        if not is_valid:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {needed}")
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """Return the config with these stored values. They may have older names, and missing ones get the default."""
-        return cls(**{_OLD_NAMES.get(name, name): value for name, value in values.items()})
+        return from_stored(cls, values, _OLD_NAMES)
 
     @property
     def tokens_per_step(self) -> int:

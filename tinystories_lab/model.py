@@ -14,10 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tinystories_lab.config import check_ranges, from_stored
+
 INIT_STD = 0.02
 _QUERY_BLOCK = 128  # queries per block of attention on a CPU
 _LOSS_BLOCK = {"cpu": 1_024, "gpu": 8_192}  # tokens whose logits exist at the same time: 33 and 262 MB if V is 8,000
 _OLD_NAMES = {"tied": "tie_embeddings"}  # up to version 1.0
+_RANGES = {"vocab_size": (1, 2**20), "n_layer": (1, 1_024), "n_head": (1, 1_024), "d_model": (2, 2**16)}
+_RANGES |= {"max_len": (1, 2**20), "hidden": (1, 2**20), "norm_eps": (1e-12, 1.0), "rope_base": (1.0, 1e12)}
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,14 @@ class GPTConfig:
     tie_embeddings: bool = True  # the output head shares the embedding's matrix
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) is int and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_ranges(self, _RANGES)
         if self.d_model % self.n_head or self.d_model // self.n_head % 2:
             raise ValueError(f"d_model is {self.d_model}; RoPE needs an even multiple of n_head {self.n_head}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
         """Return the config with these stored values. They may have older names, and missing ones get the default."""
-        return cls(**{_OLD_NAMES.get(name, name): value for name, value in values.items()})
+        return from_stored(cls, values, _OLD_NAMES)
 
     @property
     def d_hidden(self) -> int:

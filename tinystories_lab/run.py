@@ -12,18 +12,20 @@ from typing import Any
 import yaml
 
 from tinystories_lab import __version__
-from tinystories_lab.config import TrainConfig
+from tinystories_lab.config import TrainConfig, check_ranges
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import atomic_write
 from tinystories_lab.loader import BinInfo
 from tinystories_lab.model import GPTConfig
 
 PRESET_VARIABLE = "TINYSTORIES_LAB_PRESET"
+_RANGES = {"max_stories": (2, 10**9), "tokenizer_stories": (1, 10**9), "max_tokens": (1, 10**12)}
+_RANGES |= {"sample_tokens": (1, 10**6)}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """All settings of a run. The defaults are the chapter's."""
+    """All settings of a run. The defaults are the chapter's. Raises ValueError for a value out of range."""
 
     name: str = "book"
     source: str = "tinystories"
@@ -33,6 +35,12 @@ class Preset:
     sample_tokens: int = 120  # largest number of new tokens in a kept sample
     model: GPTConfig = field(default_factory=GPTConfig)  # a small corpus gives a smaller vocabulary than vocab_size
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, _RANGES)
+        if self.train.seq_len > self.model.max_len:
+            found = f"seq_len is {self.train.seq_len}, but the model's max_len is {self.model.max_len}"
+            raise ValueError(f"{found}: use a smaller seq_len or a larger max_len")
 
 
 _FAST = Preset(  # the same data, tokens and size, but better training: tests/benchmarks/RECIPE.md measures each change
