@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and a crash costs a log at most one line."""
 
 import hashlib
+import json
 
 import pytest
 
@@ -80,12 +81,12 @@ def test_a_line_cut_off_by_a_crash_costs_only_itself(tmp_path, torn):
     append_row(path, {"step": 1})
     with open(path, "a") as file:
         file.write(torn)
-    with pytest.warns(UserWarning, match=r"loss\.jsonl, line 2: not valid JSON, skipped"):
+    with pytest.warns(UserWarning, match=r"loss\.jsonl, line 2: not a row of this file, skipped"):
         assert read_rows(path) == [{"step": 1}]
     append_row(path, {"step": 2})
     append_row(path, {"step": 3})
     with pytest.warns(UserWarning, match="line 2"):
-        assert read_log(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+        assert read_rows(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
     assert path.read_text().splitlines()[1] == torn
 
 
@@ -96,8 +97,24 @@ def test_a_line_cut_off_within_a_letter_costs_only_itself(tmp_path):
         assert read_rows(path) == [{"who": "Ben"}]
 
 
+ROW = {"step": 1, "train_loss": 9, "lr": 1e-3, "grad_norm": 0.5, "tokens": 64, "tokens_per_second": 1_000}
+ROW |= {"seconds": 0.1, "eta_seconds": 0.0, "skipped_updates": 0}
+
+
+def test_only_rows_with_all_fields_of_a_step_are_rows_of_the_log(tmp_path):
+    path = tmp_path / "loss.jsonl"
+    others = [None, 3, [], {}, "row", {"step": 5}, ROW | {"step": "5"}, ROW | {"step": 5, "train_loss": None}]
+    others += [ROW | {"step": True}, ROW | {"tokens": 10**30}, ROW | {"seconds": {}}]
+    rows = [ROW, *others, ROW | {"step": 2, "val_loss": 4.5}, ROW | {"step": 3, "val_loss": "?"}]
+    lines = [json.dumps(row) for row in rows] + ["[" * 100_000, "1" * 10_000, "\u2028", "NaN"]
+    path.write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="not a row of this file") as warned:
+        assert read_log(path) == [ROW, ROW | {"step": 2, "val_loss": 4.5}, ROW | {"step": 3}]
+    assert len(warned) == len(others) + 3, "one for each line, and none for white space"
+
+
 def test_the_later_row_of_a_step_counts_and_steps_rise(tmp_path):
     for step, loss in [(1, 9.0), (5, 8.0), (10, 7.0), (5, 8.5), (6, 8.4)]:
-        append_row(tmp_path / "loss.jsonl", {"step": step, "train_loss": loss})
+        append_row(tmp_path / "loss.jsonl", ROW | {"step": step, "train_loss": loss})
     log = [(row["step"], row["train_loss"]) for row in read_log(tmp_path / "loss.jsonl")]
     assert log == [(1, 9.0), (5, 8.5), (6, 8.4), (10, 7.0)]

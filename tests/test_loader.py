@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinystories_lab import loader as loader_module
+from tinystories_lab.files import sha256_of
 from tinystories_lab.loader import BinInfo, BinLoader
 
 both_samplings = pytest.mark.parametrize("sampling", ["random", "shuffle"])
@@ -21,7 +22,7 @@ def write_tokens(path, ids, **sidecar):
     """Write a token file of these ids. With any `sidecar` value it also gets a sidecar, right in all other values."""
     np.asarray(ids, "<u2").tofile(path)
     if sidecar:
-        info = BinInfo(len(ids), 1, 100, 1_000, "uint16", "a" * 64, "b" * 64)
+        info = BinInfo(len(ids), 1, 100, 1_000, "uint16", "a" * 64, sha256_of(path))
         path.with_suffix(".json").write_text(json.dumps(asdict(info) | sidecar))
     return path
 
@@ -181,7 +182,7 @@ def test_missing_and_damaged_files_say_what_writes_them(tmp_path):
     for content in (b"", b"\1\0\2"):
         (tmp_path / "train.bin").write_bytes(content)
         with pytest.raises(
-            ValueError, match=rf"train\.bin has {len(content)} bytes, .*write it again \(02_tokenizer\)"
+            ValueError, match=rf"train\.bin has {len(content)} bytes, .*write it again \(02_tokenizer, or `tokenizer`"
         ):
             BinLoader(tmp_path / "train.bin", 2, 4)
 
@@ -191,16 +192,27 @@ def test_missing_and_damaged_files_say_what_writes_them(tmp_path):
     [
         ({"tokens": 1_234}, "was written with 1,234 tokens, but it has 100"),
         ({"tokens": 99}, "was written with 99 tokens, but it has 100"),
-        ({"dtype": "uint32"}, "was written with uint32 ids, but only uint16 can be read"),
+        ({"dtype": "uint32"}, "has uint32 ids, but only uint16 can be read"),
         ({"vocab_size": 1_001}, "was written with a vocabulary of 1,001 tokens, but the model has 1,000"),
         ({"tokenizer_sha256": "c" * 64}, "was written with another tokenizer"),
+        ({"sha256": "d" * 64}, r"is damaged \(its SHA-256 is not the one in its sidecar\)"),
     ],
     ids=str,
 )
 def test_a_sidecar_that_disagrees_is_refused(tmp_path, sidecar, sentence):
     path = write_tokens(tmp_path / "train.bin", range(100), **sidecar)
-    with pytest.raises(ValueError, match=rf"train\.bin.* {sentence}.*: write the file again \(02_tokenizer\)"):
+    with pytest.raises(ValueError, match=rf"train\.bin.* {sentence}.*: write it again \(02_tokenizer, or `tokenizer`"):
         BinLoader(path, 2, 4, vocab_size=1_000, tokenizer_sha256="a" * 64)
+
+
+def test_a_file_that_changes_without_its_sidecar_is_refused_in_the_same_session(tmp_path):
+    path = write_tokens(tmp_path / "train.bin", range(100), tokens=100)
+    BinLoader(path, 2, 4)
+    content = bytearray(path.read_bytes())
+    content[50:60] = bytes(10)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        BinLoader(path, 2, 4)
 
 
 def test_a_sidecar_that_agrees_or_has_a_smaller_vocabulary_is_kept_as_info(tmp_path):
@@ -217,7 +229,9 @@ def test_a_broken_sidecar_says_what_writes_it_again(counting):
     one_too_many = json.dumps(asdict(BinInfo(100, 1, 100, 100, "uint16", "", "")) | {"colour": "red"}).encode()
     for content in (b"", b"{", b"[]", b"{}", b'{"tokens": 7}', b"7", b"\xff\xff", one_too_many):
         counting.with_suffix(".json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"train\.json .*\(.*\): write the .*again \(02_tokenizer\)") as refused:
+        with pytest.raises(
+            ValueError, match=r"train\.json .*\(.*\): write it again \(02_tokenizer, or `tokenizer`"
+        ) as refused:
             BinLoader(counting, 2, 4)
     assert "colour" in str(refused.value)
 

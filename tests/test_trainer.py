@@ -8,8 +8,10 @@ import re
 import shutil
 import threading
 import time
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -363,7 +365,7 @@ def test_the_time_left_is_the_time_for_the_remaining_steps(run, tmp_path, monkey
 def test_a_finished_run_has_all_of_its_files(uninterrupted, data_dir):
     folder = uninterrupted()
     assert {path.name for path in folder.iterdir()} == {
-        *("final.pt", "last.pt", "loss.jsonl", "step_00005.pt", "step_00010.pt", "tokenizer.json")
+        *("final.pt", "last.pt", "best.pt", "loss.jsonl", "step_00005.pt", "step_00010.pt", "tokenizer.json")
     }
     assert (folder / "tokenizer.json").read_bytes() == (data_dir / "tokenizer.json").read_bytes()
     model, last = load_model(folder / "final.pt"), load_checkpoint(folder / "last.pt")
@@ -410,6 +412,79 @@ def test_with_fewer_total_steps_than_it_has_a_run_does_not_change(run, uninterru
     shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
     assert list(run(tmp_path, total_steps=6)) == []
     assert not differences(tmp_path, uninterrupted())
+
+
+@pytest.mark.parametrize("total_steps", [5, 7])
+def test_a_run_that_has_gone_further_than_a_new_total_steps_is_refused_before_anything_is_written(
+    run, tmp_path, total_steps
+):
+    list(islice(run(tmp_path, log_every=1), 7))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=rf"total_steps is {total_steps}, but .* reached step 7: set it above 7"):
+        run(tmp_path, total_steps=total_steps)
+    assert contents(tmp_path) == before
+
+
+def test_a_new_total_steps_is_reported_with_the_learning_rates_before_and_after(run, tmp_path, train_config, capsys):
+    list(islice(run(tmp_path, log_every=1), 7))
+    rows = list(run(tmp_path, log_every=1, total_steps=24))
+    before, after = lr_at(7, train_config), lr_at(7, replace(train_config, total_steps=24))
+    assert f"total_steps was 12 and is now 24, {after:.2g} {before:.2g}" == re.sub(
+        r"which .* rate is (\S+) instead of (\S+)", r"\1 \2", capsys.readouterr().out.splitlines()[-1]
+    )
+    assert rows[0]["lr"] == after != before
+
+
+def test_a_finished_run_of_which_only_final_pt_is_left_is_finished(run, uninterrupted, tmp_path, capsys):
+    for name in ("final.pt", "loss.jsonl", "tokenizer.json"):
+        shutil.copy(uninterrupted() / name, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for total_steps in (12, 6):
+        assert list(run(tmp_path, total_steps=total_steps)) == []
+        assert "finished at step 12; only its final.pt is left" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"final\.pt has the model of step 12, .*total_steps is 20, .*no last\.pt"):
+        run(tmp_path, total_steps=20)
+    with pytest.raises(ValueError, match=r"another run \(seed 0 there, 1 here\)"):
+        run(tmp_path, seed=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_starts_again_does_not_mix_its_log_with_that_of_lost_checkpoints(run, uninterrupted, tmp_path):
+    shutil.copy(uninterrupted() / "loss.jsonl", tmp_path)
+    list(islice(run(tmp_path, log_every=1), 2))
+    assert [row["step"] for row in read_log(tmp_path / "loss.jsonl")] == [1, 2]
+    (aside,) = tmp_path.glob("loss-until-*.jsonl")
+    assert aside.read_bytes() == (uninterrupted() / "loss.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [None, 1, 3, 6, 7, 20])
+def test_best_pt_is_the_model_of_the_lowest_validation_loss_over_all_sessions(run, tmp_path, monkeypatch, stop):
+    losses = {3: 5.0, 6: 4.0, 9: 4.5, 12: 3.0, 15: 3.5, 18: 3.1, 21: 3.2, 24: 9.0}
+    weights = {}
+
+    def evaluate(model, *_):
+        step = len(weights) * 3 + 3
+        weights[step] = deepcopy(model.state_dict())
+        return losses[step]
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    often = {"log_every": 1, "eval_every": 3, "save_every": 1, "total_steps": 24}
+    list(islice(run(tmp_path, **often), stop))
+    list(run(tmp_path, **often))
+    assert [row["val_loss"] for row in read_log(tmp_path / "loss.jsonl") if "val_loss" in row] == [*losses.values()]
+    best = load_checkpoint(tmp_path / "best.pt", {"step", "model"})
+    assert best["step"] == 12 and same(best["model"], dict(weights[12]))
+    assert same(dict(load_model(tmp_path / "best.pt").state_dict()), dict(weights[12]))
+
+
+def test_a_final_pt_of_an_earlier_end_is_not_taken_for_the_model_of_the_run(run, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted(), tmp_path, dirs_exist_ok=True)
+    load_model(tmp_path / "final.pt")
+    list(islice(run(tmp_path, total_steps=20, log_every=1), 3))
+    with pytest.raises(ValueError, match=r"final\.pt has the model of step 12, but the run has gone on to step 15"):
+        load_model(tmp_path / "final.pt")
+    list(run(tmp_path, total_steps=20))
+    load_model(tmp_path / "final.pt")
 
 
 def test_grad_accum_steps_do_not_change_the_result(uninterrupted):
@@ -463,9 +538,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_does_not_change_last_pt(run,
     assert all(math.isfinite(row["train_loss"]) for row in read_log(tmp_path / "loss.jsonl"))
 
 
-def test_a_diverged_model_is_never_saved_as_a_step_checkpoint(run, tmp_path):
+def test_a_diverged_model_is_never_saved_as_a_step_checkpoint(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "lr_at", lambda *_: 1e36)
     with pytest.raises(FloatingPointError):
-        list(run(tmp_path, **NEVER | {"peak_lr": 1e36, "keep_every": 4}))
+        list(run(tmp_path, **NEVER | {"keep_every": 4}))
     for path in tmp_path.glob("*.pt"):
         assert torch.isfinite(load_model(path).tok_emb.weight).all(), f"{path.name} contains a diverged model"
 

@@ -1,26 +1,35 @@
 """Checkpoints: everything that a run needs to continue, in one file that is written whole and verified when read."""
 
+import errno
 import math
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from tinystories_lab.config import RESUMABLE_CHANGES, TrainConfig
 from tinystories_lab.device import rank
-from tinystories_lab.files import atomic_write
+from tinystories_lab.files import atomic_write, read_log
 from tinystories_lab.model import GPTConfig, GPTMini, new_model
 
 MODEL_KEYS = {"step", "model", "model_config", "tokenizer_sha256"}
 RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "data_sha256", "saved_at"}
 RESUME_KEYS |= {"seconds", "skipped_updates", "row"}
+FINAL_KEYS = MODEL_KEYS | {"train_config", "data_sha256"}  # of final.pt and best.pt; the last two since version 2.0
 _KEPT_STEP_CHECKPOINTS = 2
+# A disk that answers with one of these has failed. Its files are neither missing nor damaged.
+_DISK_ERRORS = {errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
+_DISK_ERRORS |= {errno.EACCES, errno.EPERM}
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
@@ -39,15 +48,11 @@ def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str, Any]:
     """Return a checkpoint, on the CPU and verified: checksums, the expected `keys`, finite weights, no code.
 
-    Raises FileNotFoundError if there is no file, and ValueError if it fails verification.
+    Raises FileNotFoundError if there is no file, ValueError if it fails verification, and OSError if the disk fails.
     """
     path, advice = Path(path), "use an older checkpoint"
     try:
-        path.stat()  # a disk that fails raises another OSError here: its checkpoints are neither missing nor damaged
-    except FileNotFoundError as error:
-        message = f"there is no checkpoint {path}: run 03_train (or `train` in the shell) first"
-        raise FileNotFoundError(message) from error
-    try:
+        path.stat()
         with zipfile.ZipFile(path) as archive:  # PyTorch's file format is a zip archive
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} fails its checksum")
@@ -58,18 +63,48 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
     except pickle.UnpicklingError as error:
         message = f"{path} contains more than tensors and plain values: do not trust it (no code in it was run)"
         raise ValueError(message) from error
-    except Exception as error:  # zipfile, zlib and PyTorch raise different errors
+    except Exception as error:  # zipfile, zlib and PyTorch raise different errors, and OSError for damaged files, too
+        _raise_if_the_disk_failed(error)
+        if isinstance(error, FileNotFoundError):
+            message = f"there is no checkpoint {path}: run 03_train (or `train` in the shell) first"
+            raise FileNotFoundError(message) from error
         raise ValueError(f"{path} is damaged ({error}): {advice}") from error
     if missing := keys - checkpoint.keys() if isinstance(checkpoint, dict) else keys:
         purpose = "resume from" if keys == RESUME_KEYS else "load"
-        raise ValueError(f"{path} is not a checkpoint to {purpose}: it lacks {sorted(missing)}")
+        raise ValueError(f"{path} is not a checkpoint to {purpose}: it lacks {sorted(map(str, missing))}")
     try:
+        _check_content(checkpoint, keys)
         broken = _find_not_finite(checkpoint) if "model" in keys else None
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project ({error}): {advice}") from error
     if broken:
         raise ValueError(f"{path} has values that are not finite ({broken}): {advice}")
     return checkpoint
+
+
+def _raise_if_the_disk_failed(error: Exception) -> None:
+    """Raise an OSError again if it is one of a disk that does not answer."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        raise error
+
+
+def _check_content(checkpoint: dict[str, Any], keys: set[str]) -> None:
+    """Raise ValueError or another error if a value in a checkpoint has the wrong type, or weights the wrong shape."""
+    types = {"step": int, "row": dict | None, "torch_rng": Tensor, "optimizer": dict, "scaler": dict}
+    types |= dict.fromkeys(("saved_at", "seconds", "skipped_updates"), float | int)
+    types |= dict.fromkeys(("tokenizer_sha256", "data_sha256"), str)
+    for name in types.keys() & keys:
+        if not isinstance(checkpoint[name], types[name]):
+            raise TypeError(f"{name} is {checkpoint[name]!r}")
+    if "train_config" in keys:
+        TrainConfig.from_dict(checkpoint["train_config"])
+    if "model_config" in keys:
+        with torch.device("meta"):
+            shapes = GPTMini(GPTConfig.from_dict(checkpoint["model_config"])).state_dict()
+        if {name: weight.shape for name, weight in shapes.items()} != {
+            name: weight.shape for name, weight in checkpoint["model"].items()
+        }:
+            raise ValueError("its weights do not fit its model_config")
 
 
 def _find_not_finite(checkpoint: dict[str, Any]) -> str | None:
@@ -97,13 +132,14 @@ def latest_checkpoint(candidates: Iterable[Path]) -> tuple[Path, dict[str, Any]]
     """Return path and content of the valid candidate with the highest step, or None if no file exists.
 
     Candidates are verified from the highest step down, with a warning for each that fails. Raises ValueError if files
-    exist but all of them fail: to start again from nothing would hide that.
+    exist but all of them fail: to start again from nothing would hide that. Raises OSError if the disk fails: the
+    newest checkpoint may be there.
     """
     steps = {path: step for path in candidates if (step := read_step(path)) is not None}
     for path in sorted(steps, key=lambda path: steps[path] if steps[path] >= 0 else math.inf, reverse=True):
         try:
             return path, load_checkpoint(path)
-        except (OSError, ValueError) as error:  # OSError: the disk may disappear
+        except (FileNotFoundError, ValueError) as error:
             warnings.warn(f"skipped: {error}", stacklevel=2)
     if steps:
         found, advice = ", ".join(map(str, steps)), "to start again, move them away or use `--fresh`"
@@ -113,19 +149,76 @@ def latest_checkpoint(candidates: Iterable[Path]) -> tuple[Path, dict[str, Any]]
 
 def read_step(path: str | Path) -> int | None:
     """Return the step of a checkpoint without reading its tensors; None if there is no file, -1 if it is damaged."""
+    content = _read_unverified(path)
+    if content is None:
+        return None
+    return content["step"] if isinstance(content.get("step"), int) else -1
+
+
+def _read_unverified(path: str | Path) -> dict[str, Any] | None:
+    """Return a checkpoint without reading its tensors; None if there is no file, {} if it is damaged."""
     for mmap in (True, False):  # some disks do not support memory mapping
         try:
             Path(path).stat()
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)["step"]
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return content if isinstance(content, dict) else {}
         except FileNotFoundError:
             return None
-        except Exception:  # `load_checkpoint` says what is wrong
-            continue
-    return -1
+        except Exception as error:  # `load_checkpoint` says what is wrong
+            _raise_if_the_disk_failed(error)
+    return {}
+
+
+def run_identity(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes a run this run and no other: the settings that must not change, its tokenizer and its data.
+
+    `checkpoint` has at least model_config, and perhaps train_config, tokenizer_sha256 and data_sha256.
+    """
+    identity = asdict(GPTConfig.from_dict(checkpoint["model_config"]))
+    if checkpoint.get("train_config"):
+        identity |= asdict(TrainConfig.from_dict(checkpoint["train_config"]))
+    for name in ("tokenizer", "data"):
+        identity[name] = checkpoint.get(f"{name}_sha256", "")[:12]
+    return {name: value for name, value in identity.items() if value != "" and name not in RESUMABLE_CHANGES}
+
+
+def require_same_run(there: Mapping[str, Any], here: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError, which lists the differences, if two identities are not of the same run."""
+    if differing := [name for name in here if name in there and there[name] != here[name]]:
+        values = "; ".join(f"{name} {there[name]} there, {here[name]} here" for name in differing)
+        advice = "or move the old run aside (`--fresh` in the shell, `move_aside(lab)` in a notebook)"
+        raise ValueError(f"{where} belongs to another run ({values}): use another run name, {advice}")
+
+
+def stored_identity(paths: Iterable[Path]) -> dict[str, Any] | None:
+    """Return the identity of the run that the first readable one of these checkpoints belongs to, or None."""
+    for path in paths:
+        with suppress(LookupError, TypeError, ValueError, AttributeError):
+            if content := _read_unverified(path):
+                return run_identity(content)
+    return None
+
+
+def check_final(run_dir: str | Path) -> None:
+    """Raise ValueError if final.pt is older than the run's log or checkpoints: it is the model of an earlier end."""
+    run_dir = Path(run_dir)
+    final = read_step(run_dir / "final.pt")
+    steps = [step for path in run_checkpoints(run_dir) if (step := read_step(path)) is not None]
+    steps += [row["step"] for row in read_log(run_dir / "loss.jsonl")[-1:]]
+    if final is not None and max(steps, default=0) > final >= 0:
+        found = (
+            f"{run_dir / 'final.pt'} has the model of step {final:,}, but the run has gone on to step {max(steps):,}"
+        )
+        raise ValueError(f"{found}: run 03_train (or `train` in the shell) to its end")
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> GPTMini:
-    """Return the model of a checkpoint (last.pt, step_NNNNN.pt, final.pt) on `device`, in evaluation mode."""
+    """Return the model of a checkpoint (last.pt, step_NNNNN.pt, final.pt, best.pt) on `device`, in evaluation mode.
+
+    Raises as `load_checkpoint` does, and as `check_final` if it is final.pt.
+    """
+    if Path(path).name == "final.pt":
+        check_final(Path(path).parent)
     return model_from_checkpoint(load_checkpoint(path, MODEL_KEYS), device)
 
 
@@ -153,16 +246,19 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, "checkpoint writer") if background else None
         self._pending: tuple[str, Future] | None = None
 
-    def save(self, name: str, checkpoint: dict[str, Any]) -> None:
-        """Write a checkpoint to a file with this name in the run folder, after the previous save has finished."""
+    def save(self, name: str, checkpoint: dict[str, Any], is_best: bool = False) -> None:
+        """Write a checkpoint to a file with this name in the run folder, after the previous save has finished.
+
+        If it `is_best`, also write its model to best.pt.
+        """
         self.wait()
         if rank() != 0:
             return
         try:
             if self._pool is None:
-                self._write(name, checkpoint)
+                self._write(name, checkpoint, is_best)
             else:  # a copy, because training changes the tensors while the thread writes
-                self._pending = name, self._pool.submit(self._write, name, deepcopy(checkpoint))
+                self._pending = name, self._pool.submit(self._write, name, deepcopy(checkpoint), is_best)
         except Exception as error:  # a full disk, weights that are not finite, no memory for the copy, ...
             self._warn(name, error)
 
@@ -179,8 +275,10 @@ class CheckpointWriter:
         if rank() == 0 and read_step(self.run_dir / "final.pt") != checkpoint["step"]:
             save_checkpoint(self.run_dir / "final.pt", checkpoint)
 
-    def _write(self, name: str, checkpoint: dict[str, Any]) -> None:
+    def _write(self, name: str, checkpoint: dict[str, Any], is_best: bool) -> None:
         save_checkpoint(self.run_dir / name, checkpoint)
+        if is_best:
+            save_checkpoint(self.run_dir / "best.pt", {key: checkpoint[key] for key in FINAL_KEYS})
         if name == "last.pt":
             self.saved_step = checkpoint["step"]
             self._after_save()

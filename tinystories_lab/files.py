@@ -4,12 +4,17 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 Row = dict[str, Any]
+_LOG_FIELDS = {"step": int, "tokens": int, "skipped_updates": int} | dict.fromkeys(
+    ("train_loss", "lr", "grad_norm", "tokens_per_second", "seconds", "eta_seconds"), float
+)
 
 
 @contextmanager
@@ -43,24 +48,55 @@ def append_row(path: str | Path, row: Row) -> None:
         file.write(json.dumps(row).encode() + b"\n")
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Return all rows of a JSON lines file; none if there is no file. Damaged lines are skipped with a warning."""
+def read_rows(path: str | Path, needed: Mapping[str, type] = MappingProxyType({})) -> list[Row]:
+    """Return all rows of a JSON lines file; none if there is no file.
+
+    A line that is not a JSON object, or that lacks a `needed` key with a value of its type, is skipped with a warning.
+    """
     path, rows = Path(path), []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            warnings.warn(f"{path}, line {number}: not valid JSON, skipped", stacklevel=2)
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or thousands of brackets
+            row = None
+        if isinstance(row, dict) and all(_is_a(row.get(key), kind) for key, kind in needed.items()):
+            rows.append(row)
+        else:
+            warnings.warn(f"{path}, line {number}: not a row of this file, skipped", stacklevel=2)
     return rows
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """Return whether a JSON value is of this type. A number without a fraction is a float, too; true is no number."""
+    if type(value) is int:
+        return kind in (int, float) and abs(value) < 2**63
+    return type(value) is kind
 
 
 def read_log(path: str | Path) -> list[Row]:
     """Return the rows of loss.jsonl, sorted by step. If a resumed run logged a step again, its later row counts."""
-    return [row for _, row in sorted({row["step"]: row for row in read_rows(path)}.items())]
+    rows = read_rows(path, _LOG_FIELDS)
+    for row in rows:
+        if not _is_a(row.get("val_loss"), float):
+            row.pop("val_loss", None)
+    return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
 
 
 def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file's content as a hexadecimal string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_sha256_of(path: str | Path) -> str:
+    """Return what `sha256_of` returns, computed once for each size and modification time of the file."""
+    now = os.stat(path)
+    return _sha256_of_version(os.path.realpath(path), now.st_size, now.st_mtime_ns)
+
+
+@lru_cache
+def _sha256_of_version(path: str, size: int, time_ns: int) -> str:
+    return sha256_of(path)

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tinystories_lab.config import check_ranges
+from tinystories_lab.files import cached_sha256_of
+
+_WRITE_AGAIN = "write it again (02_tokenizer, or `tokenizer` in the shell)"
 _STEPS_PER_DRAW = 64  # steps whose windows are drawn together, because it is slow to seed a generator for each
 
 
@@ -37,19 +41,31 @@ class BinInfo:
         if not sidecar.exists():
             return None
         try:
-            return cls(**json.loads(sidecar.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{sidecar} is damaged ({error}): write the token file again (02_tokenizer)") from error
+            info = cls(**json.loads(sidecar.read_text(encoding="utf-8")))
+            check_ranges(info, dict.fromkeys(("tokens", "stories", "bytes", "vocab_size"), (1, 2**62)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{sidecar} is damaged ({error}): {_WRITE_AGAIN}") from error
+        return info
 
 
 def open_tokens(path: str | Path) -> np.ndarray:
-    """Return the uint16 ids of a token file, memory-mapped if possible. Raises ValueError for an odd or empty file."""
-    path = Path(path)
+    """Return the uint16 ids of a token file, memory-mapped if possible.
+
+    Raises FileNotFoundError if there is none, and ValueError if it is empty or odd, or contradicts its sidecar, whose
+    SHA-256 is compared once per session and again after each change of the file.
+    """
+    path, info = Path(path), BinInfo.load(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no token file {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
     size = path.stat().st_size
     if size % 2 or not size:
-        raise ValueError(f"{path} has {size} bytes, but uint16 ids take two each: write it again (02_tokenizer)")
+        raise ValueError(f"{path} has {size} bytes, but uint16 ids take two each: {_WRITE_AGAIN}")
+    if info and info.dtype != "uint16":
+        raise ValueError(f"{path} has {info.dtype} ids, but only uint16 can be read: {_WRITE_AGAIN}")
+    if info and info.tokens != size // 2:
+        raise ValueError(f"{path} was written with {info.tokens:,} tokens, but it has {size // 2:,}: {_WRITE_AGAIN}")
+    if info and info.sha256 != cached_sha256_of(path):
+        raise ValueError(f"{path} is damaged (its SHA-256 is not the one in its sidecar): {_WRITE_AGAIN}")
     try:
         return np.memmap(path, np.uint16, mode="c")  # PyTorch wants a writable array; writes would not reach the file
     except (OSError, ValueError) as error:
@@ -85,7 +101,7 @@ class BinLoader:
         self.path, self.batch_size, self.seq_len = Path(path), batch_size, seq_len
         self.seed, self.sampling = seed, sampling
         self.tokens = open_tokens(self.path)
-        self.info = _check_sidecar(self.path, len(self.tokens), vocab_size, tokenizer_sha256)
+        self.info = _check_sidecar(self.path, vocab_size, tokenizer_sha256)
         if len(self.tokens) < seq_len + 1:
             needed = f"a window of seq_len {seq_len} needs {seq_len + 1}"
             raise ValueError(f"{path} has {len(self.tokens)} tokens; {needed}: use more stories, or a smaller seq_len")
@@ -129,22 +145,16 @@ class BinLoader:
         return np.random.default_rng((self.seed, epoch)).permutation(windows)
 
 
-def _check_sidecar(path: Path, tokens: int, vocab_size: int | None, tokenizer_sha256: str | None) -> BinInfo | None:
-    """Return the sidecar of a token file, or None. Raises ValueError if it contradicts the file, model or tokenizer."""
+def _check_sidecar(path: Path, vocab_size: int | None, tokenizer_sha256: str | None) -> BinInfo | None:
+    """Return the sidecar of a token file, or None. Raises ValueError if it contradicts the model or the tokenizer."""
     info = BinInfo.load(path)
-    if info is None:
-        return None
-    if info.dtype != "uint16":
-        found = f"with {info.dtype} ids, but only uint16 can be read"
-    elif info.tokens != tokens:
-        found = f"with {info.tokens:,} tokens, but it has {tokens:,}"
-    elif vocab_size is not None and info.vocab_size > vocab_size:
+    if info and vocab_size is not None and info.vocab_size > vocab_size:
         found = f"with a vocabulary of {info.vocab_size:,} tokens, but the model has {vocab_size:,}"
-    elif tokenizer_sha256 not in (None, info.tokenizer_sha256):
+    elif info and tokenizer_sha256 not in (None, info.tokenizer_sha256):
         found = "with another tokenizer than the tokenizer.json beside it"
     else:
         return info
-    raise ValueError(f"{path} was written {found}: write the file again (02_tokenizer)")
+    raise ValueError(f"{path} was written {found}: {_WRITE_AGAIN}")
 
 
 def _fits_on_gpu(device: torch.device, size: int) -> bool:

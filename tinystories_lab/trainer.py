@@ -6,14 +6,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinystories_lab.checkpoint import CheckpointWriter, latest_checkpoint, run_checkpoints
-from tinystories_lab.config import RESUMABLE_CHANGES, TrainConfig, lr_at, seq_len_at
+from tinystories_lab.checkpoint import (
+    MODEL_KEYS,
+    CheckpointWriter,
+    latest_checkpoint,
+    load_checkpoint,
+    require_same_run,
+    run_checkpoints,
+    run_identity,
+)
+from tinystories_lab.config import TrainConfig, lr_at, seq_len_at
 from tinystories_lab.device import (
     all_reduce_mean,
     any_rank,
@@ -26,7 +35,7 @@ from tinystories_lab.device import (
     world_size,
     wrap_ddp,
 )
-from tinystories_lab.files import Row, append_row, read_log, sha256_of
+from tinystories_lab.files import Row, append_row, cached_sha256_of, read_log
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTConfig, GPTMini, new_model
 from tinystories_lab.optim import make_optimizer, set_lr
@@ -66,6 +75,8 @@ class TrainState:
             "model": self.model.state_dict(),
             "model_config": asdict(self.model.config),
             "tokenizer_sha256": self.tokenizer_sha256,
+            "train_config": asdict(self.config),
+            "data_sha256": self.data_sha256,
         }
 
     def checkpoint(self) -> dict[str, Any]:
@@ -74,8 +85,6 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
-            "train_config": asdict(self.config),
-            "data_sha256": self.data_sha256,
             "saved_at": time.time(),
             "seconds": self.seconds,
             "skipped_updates": self.skipped_updates,
@@ -84,21 +93,19 @@ class TrainState:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Continue from a loaded checkpoint. Raises ValueError that says what differs if it belongs to another run."""
-        stored_model = GPTConfig.from_dict(checkpoint["model_config"])
-        stored_config = TrainConfig.from_dict(checkpoint["train_config"])
-        there, here = asdict(stored_model) | asdict(stored_config), asdict(self.model.config) | asdict(self.config)
-        there |= {"tokenizer": checkpoint["tokenizer_sha256"][:12], "data": checkpoint["data_sha256"][:12]}
-        here |= {"tokenizer": self.tokenizer_sha256[:12], "data": self.data_sha256[:12]}
-        if differing := [name for name in here if name not in RESUMABLE_CHANGES and there[name] != here[name]]:
-            values = "; ".join(f"{name} {there[name]} there, {here[name]} here" for name in differing)
-            advice = "or move the old run aside (`--fresh` in the shell, `move_aside(lab)` in a notebook)"
-            raise ValueError(f"the checkpoint belongs to another run ({values}): use another run name, {advice}")
+        require_same_run(run_identity(checkpoint), run_identity(self.model_checkpoint()), "the checkpoint")
         self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty if the last session needed no loss scaling, as on an A100 before a T4
-            self.scaler.load_state_dict(checkpoint["scaler"])
-        torch.set_rng_state(checkpoint["torch_rng"])
-        for name in ("step", "seconds", "skipped_updates", "row"):
+        self.step = checkpoint["step"]
+        if "optimizer" not in checkpoint:  # final.pt, from which nothing continues
+            return
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if checkpoint["scaler"]:  # empty if the last session needed no loss scaling, as on an A100 before a T4
+                self.scaler.load_state_dict(checkpoint["scaler"])
+            torch.set_rng_state(checkpoint["torch_rng"])
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"the checkpoint has no usable optimizer state ({error!r}): use an older one") from error
+        for name in ("seconds", "skipped_updates", "row"):
             setattr(self, name, checkpoint[name])
 
 
@@ -210,8 +217,8 @@ def train(
     last.pt is saved every `save_every` steps, at each evaluation, after `save_minutes`, if `should_stop()` returns true
     (it is called once per step), and if the caller leaves the loop. Then `after_save` is called. A failed save is a
     warning, and training continues. An error inside a step is not followed by a save. The next call continues from the
-    newest checkpoint, or from `checkpoint`, a loaded one. At the end, final.pt has the model alone. Under torchrun,
-    every process calls `train` and trains on its part of each batch. Rank 0 writes the files.
+    newest checkpoint, or from `checkpoint`, a loaded one. At the end, final.pt has the model alone; best.pt has the one
+    of the lowest validation loss, which nothing uses unasked. A log without a checkpoint is renamed. Under torchrun, every process calls `train` and trains on its part of each batch. Rank 0 writes the files.
 
     Before it writes anything, the call raises ValueError or FileNotFoundError if data, model and run do not match. The
     loop raises FloatingPointError if the loss is not finite, OutOfMemoryError, and OSError if it cannot write final.pt.
@@ -231,16 +238,38 @@ def train(
     shared |= {"vocab_size": model_config.vocab_size, "tokenizer_sha256": sha256}
     loader = BinLoader(data_dir / "train.bin", seed=config.seed, sampling=config.sampling, **shared)
     val_loader = BinLoader(data_dir / "val.bin", sampling="shuffle", **shared)
-    model, data_sha256 = new_model(model_config, config.seed).to(device), sha256_of(data_dir / "train.bin")
+    model, data_sha256 = new_model(model_config, config.seed).to(device), cached_sha256_of(data_dir / "train.bin")
     state = TrainState.new(model, config, dtype, tokenizer_sha256=sha256, data_sha256=data_sha256)
     if checkpoint is None and rank() == 0:
         _, checkpoint = latest_checkpoint(run_checkpoints(run_dir)) or (None, None)
+        if checkpoint is None and (run_dir / "final.pt").exists():
+            checkpoint = load_checkpoint(run_dir / "final.pt", MODEL_KEYS)
     if checkpoint := broadcast(checkpoint):
         state.restore(checkpoint)
-        minutes = max(0, time.time() - checkpoint["saved_at"]) / 60  # the clock may have been set back
-        if state.step < config.total_steps:
-            print(f"resumed at step {state.step:,}, saved {minutes:.0f} minutes ago")
+        _report_resume(state, checkpoint)
     return _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save)
+
+
+def _report_resume(state: TrainState, checkpoint: dict[str, Any]) -> None:
+    """Print where a run resumes and what its new length changes. Raises ValueError if it cannot have that length."""
+    step, total = state.step, state.config.total_steps
+    if "optimizer" not in checkpoint:
+        if step < total:
+            found = f"final.pt has the model of step {step:,}, and total_steps is {total:,}"
+            raise ValueError(f"{found}, but there is no last.pt to continue from: use another run name")
+        print(f"the run was finished at step {step:,}; only its final.pt is left")
+        return
+    stored = TrainConfig.from_dict(checkpoint["train_config"])
+    if total != stored.total_steps and total <= step < stored.total_steps:
+        raise ValueError(f"total_steps is {total:,}, but the run has reached step {step:,}: set it above {step:,}")
+    if step >= total:
+        return
+    minutes = max(0, time.time() - checkpoint["saved_at"]) / 60  # the clock may have been set back
+    print(f"resumed at step {step:,}, saved {minutes:.0f} minutes ago")
+    if total != stored.total_steps:
+        rates = f"{lr_at(step, state.config):.2g} instead of {lr_at(step, stored):.2g}"
+        changed = f"total_steps was {stored.total_steps:,} and is now {total:,}"
+        print(f"{changed}, which changes the schedule: the next step's learning rate is {rates}")
 
 
 def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save) -> Iterator[Row]:
@@ -251,6 +280,10 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
     writer = CheckpointWriter(run_dir, state.step, loader.device.type == "cuda", after_save)
     if rank() == 0:
         save_tokenizer(tokenizer, run_dir / "tokenizer.json")
+        if state.step == 0 and log.exists():  # its rows are those of a run whose checkpoints are gone
+            log.rename(run_dir / f"loss-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.jsonl")
+    validated = [row["val_loss"] for row in read_log(log) if "val_loss" in row and row["step"] <= state.step]
+    lowest = min(validated, default=math.inf)
     first_step, seq_len, saved_at = state.step, None, time.monotonic()
     row_step, row_seconds = state.step, state.seconds  # of the newest row, from which tokens_per_second is counted
     eval_batches = max(1, min(config.eval_batches, val_loader.windows // config.batch_size))
@@ -269,10 +302,19 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
         _write_rows(unwritten, log)
         return row
 
+    def is_best(row: Row) -> bool:
+        """Return whether the row has the lowest validation loss so far, of the present weights."""
+        nonlocal lowest
+        before, lowest = lowest, min(lowest, row.get("val_loss", math.inf))
+        return lowest < before and row["step"] == state.step
+
     try:
         # The last session may have stopped before it evaluated, or a crash may have cut the row off the log.
         if state.row and not _is_in_log(state.row, log, evaluated=config.is_evaluated(state.step)):
-            yield finish_row(state.row)
+            row = finish_row(state.row)
+            if is_best(row):
+                writer.save("best.pt", state.model_checkpoint())
+            yield row
 
         while state.step < config.total_steps:
             started = time.perf_counter()
@@ -304,12 +346,13 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
                 row_step, row_seconds = state.step, state.seconds
                 if not stop:
                     finish_row(state.row)
+            best = is_logged and is_best(state.row)
 
             # Save
             if state.step == config.total_steps:  # before last.pt says that the run is finished
                 writer.save("final.pt", state.model_checkpoint())
             if is_saved:
-                writer.save("last.pt", state.checkpoint())
+                writer.save("last.pt", state.checkpoint(), best)
                 saved_at = time.monotonic()  # after a failure too: a full disk should not slow down every step
             if is_kept:
                 writer.save(f"step_{state.step:05d}.pt", state.checkpoint())
