@@ -18,9 +18,10 @@ from tinystories_lab.config import TrainConfig
 from tinystories_lab.durability import mirror
 from tinystories_lab.durability.manifest import copy_in_place, read_manifest
 from tinystories_lab.durability.mirror import _MIRROR_SLOTS, _RUN_FILES, DATA_FILES, Mirror
-from tinystories_lab.files import append_row, read_log, sha256_of
+from tinystories_lab.files import append_row, read_rows, sha256_of
 from tinystories_lab.model import new_model
 from tinystories_lab.pipeline import train_run
+from tinystories_lab.tokenizer import load_tokenizer, write_bin
 from tinystories_lab.trainer import TrainState
 
 MODEL = replace(micro.MODEL, n_layer=1, d_model=16)
@@ -94,7 +95,7 @@ def test_checkpoints_are_copied_to_two_slots_in_turn_each_with_the_log_up_to_its
     assert sorted(machine.slots().values()) == [40, 50]
     for slot, step in machine.slots().items():
         log = machine.mirror_dir / _MIRROR_SLOTS[slot]
-        assert read_log(log)[-1]["step"] == step
+        assert read_rows(log)[-1]["step"] == step
         entry = read_manifest(machine.mirror_dir)[slot]
         assert entry == {
             "step": step,
@@ -231,7 +232,7 @@ def test_everything_is_restored_on_a_new_machine(machine, tmp_path):
     machine.data_dir = tmp_path / "elsewhere" / machine.data_dir.name
     assert machine.mirror().restore()["step"] == 10
     assert {path.name: path.read_bytes() for path in machine.run_dir.iterdir()} == before
-    assert {path.name: path.read_bytes() for path in machine.data_dir.iterdir()} == data
+    assert {path.name: path.read_bytes() for path in machine.data_dir.iterdir() if path.suffix} == data
 
 
 def test_a_newer_local_run_is_not_overwritten(machine):
@@ -257,7 +258,9 @@ def test_an_older_local_run_is_replaced_together_with_its_log(machine, tmp_path)
     assert (machine.run_dir / "config.yaml").read_text() == "two sessions"
     assert (machine.run_dir / "config.yaml.before-restore").read_text() == "one session"
     assert load_checkpoint(machine.run_dir / "last.pt")["step"] == 20
-    assert [row["step"] for row in read_log(machine.run_dir / "loss.jsonl")] == [10, 20]
+    assert [row["step"] for row in read_rows(machine.run_dir / "loss.jsonl")] == [10, 20]
+    assert load_checkpoint(machine.run_dir / "last.pt.before-restore")["step"] == 10
+    assert [row["step"] for row in read_rows(machine.run_dir / "loss.jsonl.before-restore")] == [10]
 
 
 def test_a_damaged_local_run_is_restored_from_the_mirror(machine):
@@ -300,7 +303,124 @@ def test_nothing_is_copied_to_the_mirror_before_it_is_restored(machine, tmp_path
     assert sorted(machine.slots().values()) == [10, 20]
 
 
+# --- files of another run or of other data
+
+
+def files_below(*folders):
+    return {
+        path: path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def start_another_run(machine, step, **changes):
+    """Replace the run of this machine by another one of the same name."""
+    machine.lose()
+    machine.state = TrainState.new(new_model(MODEL), replace(CONFIG, **changes), torch.float32)
+    machine.save(step)
+
+
+@pytest.mark.parametrize("step", [5, 10, 40])
+def test_a_run_is_neither_restored_from_the_mirror_of_another_run_nor_copied_to_it(machine, quick, step):
+    machine.save(10)
+    machine.copy()
+    start_another_run(machine, step, peak_lr=5e-3)
+    before = files_below(machine.run_dir, machine.root)
+    found = r"runs/r belongs to another run \(peak_lr 0\.0006 there, 0\.005 here\): use another run name"
+    with pytest.raises(ValueError, match=found):
+        machine.mirror().restore()
+    with pytest.warns(UserWarning, match=found):
+        assert machine.copy().step is None
+    assert files_below(machine.run_dir, machine.root) == before
+
+
+@pytest.mark.parametrize("kept", ["final.pt", "config.yaml"])
+def test_a_run_is_recognized_by_what_is_left_of_it(tmp_path, lab, kept):
+    (tmp_path / "disk").mkdir()
+    here, there = lab(tmp_path / "runs" / "r"), lab(tmp_path / "elsewhere" / "r", tmp_path / "disk" / "lab", seed=7)
+    list(train_run(there, "cpu", torch.float32))
+    list(train_run(here, "cpu", torch.float32))
+    for path in here.run_dir.iterdir():
+        if path.name != kept:
+            path.unlink()
+    before = files_below(here.run_dir, there.mirror_root)
+    with pytest.raises(ValueError, match=r"another run \(seed 7 there, 0 here\)"):
+        next(train_run(replace(here, mirror_root=there.mirror_root), "cpu", torch.float32))
+    assert files_below(here.run_dir, there.mirror_root) == before
+
+
+def other_data(folder):
+    folder.mkdir(parents=True)
+    micro.make_data(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    write_bin(folder / "train.bin", ["Other stories.", *micro.make_stories()], tokenizer)
+    return folder
+
+
+def test_data_that_a_run_on_the_mirror_was_trained_on_is_not_replaced(machine, tmp_path, lab, quick):
+    trained = lab(tmp_path / "trained" / "a", machine.root)
+    list(train_run(trained, "cpu", torch.float32))
+    before = files_below(machine.root)
+    machine.data_dir = other_data(tmp_path / "other" / machine.data_dir.name)
+    with pytest.warns(UserWarning, match=r"runs/a was trained on other data in .*: use another data name"):
+        machine.save(10)
+        machine.copy()
+    after = files_below(machine.root)
+    assert before.items() <= after.items(), "the files of the run that was there"
+
+
+def test_data_on_the_mirror_that_no_run_needs_is_replaced(machine, tmp_path):
+    machine.save(10)
+    machine.copy()
+    machine.data_dir = other_data(tmp_path / "other" / machine.data_dir.name)
+    machine.copy()
+    assert (machine.root / "data" / machine.data_dir.name / "train.bin").read_bytes() == (
+        machine.data_dir / "train.bin"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("missing", ["train.bin", "tokenizer.json"])
+def test_data_files_are_not_restored_among_those_of_other_data(machine, tmp_path, missing):
+    machine.save(10)
+    machine.copy()
+    machine.data_dir = other_data(tmp_path / "other" / machine.data_dir.name)
+    (machine.data_dir / missing).unlink()
+    before = files_below(machine.data_dir)
+    with pytest.warns(UserWarning, match=r"has other data than .*\(train\..* differ\): nothing was restored"):
+        machine.mirror().restore()
+    assert files_below(machine.data_dir) == before
+
+
+def test_a_mirror_that_overlaps_with_the_run_or_its_data_is_refused(machine, tmp_path):
+    machine.save(10)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for root in (tmp_path, tmp_path / "link", machine.run_dir, tmp_path / "runs" / ".."):
+        with pytest.raises(ValueError, match="are not separate: choose another folder for the mirror"):
+            Mirror(machine.run_dir, machine.data_dir, root)
+
+
 # --- a disk that fails
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN])
+def test_a_disk_that_does_not_answer_when_the_run_is_restored_is_to_be_mounted_again(machine, monkeypatch, number):
+    machine.save(10)
+    machine.copy()
+    machine.lose()
+    for slow in (Path.stat, Path.exists, Path.read_text, Path.read_bytes):
+
+        def fail(path, *_, answer=slow, **options):
+            if machine.root in path.parents:
+                raise OSError(number, os.strerror(number), str(path))
+            return answer(path, *_, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, slow.__name__, fail)
+            with pytest.raises(OSError, match=r"does not answer .*: mount it again.*nothing is damaged"):
+                machine.mirror().restore()
+        assert not machine.run_dir.exists() or not list(machine.run_dir.glob("*.pt"))
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.ENOSPC, errno.EDQUOT])

@@ -64,7 +64,8 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
         message = f"{path} contains more than tensors and plain values: do not trust it (no code in it was run)"
         raise ValueError(message) from error
     except Exception as error:  # zipfile, zlib and PyTorch raise different errors, and OSError for damaged files, too
-        _raise_if_the_disk_failed(error)
+        if is_disk_failure(error):
+            raise
         if isinstance(error, FileNotFoundError):
             message = f"there is no checkpoint {path}: run 03_train (or `train` in the shell) first"
             raise FileNotFoundError(message) from error
@@ -82,10 +83,9 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
     return checkpoint
 
 
-def _raise_if_the_disk_failed(error: Exception) -> None:
-    """Raise an OSError again if it is one of a disk that does not answer."""
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        raise error
+def is_disk_failure(error: Exception) -> bool:
+    """Return whether an error comes from a disk that does not answer, rather than from a missing or damaged file."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 def _check_content(checkpoint: dict[str, Any], keys: set[str]) -> None:
@@ -165,7 +165,8 @@ def _read_unverified(path: str | Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             return None
         except Exception as error:  # `load_checkpoint` says what is wrong
-            _raise_if_the_disk_failed(error)
+            if is_disk_failure(error):
+                raise
     return {}
 
 

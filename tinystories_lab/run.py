@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tinystories_lab import __version__
+from tinystories_lab.checkpoint import run_identity, stored_identity
 from tinystories_lab.config import TrainConfig, check_ranges
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import atomic_write
@@ -19,6 +20,8 @@ from tinystories_lab.loader import BinInfo
 from tinystories_lab.model import GPTConfig
 
 PRESET_VARIABLE = "TINYSTORIES_LAB_PRESET"
+_FINGERPRINTS = {"data": "sha256", "tokenizer": "tokenizer_sha256"}  # parts of a run's identity, in config.yaml's data
+_SESSION_FIELDS = {"started", "device", "device_name", "dtype", "versions"}
 _RANGES = {"max_stories": (2, 10**9), "tokenizer_stories": (1, 10**9), "max_tokens": (1, 10**12)}
 _RANGES |= {"sample_tokens": (1, 10**6)}
 
@@ -113,18 +116,29 @@ def plan_workspace(
 ) -> Workspace:
     """Return the workspace of a run below `root`: data/<data> and runs/<run>, both named <source>-<preset> by default.
 
-    `mirror_root` is a folder on another disk for copies (see `Mirror`). No folder is made yet. Raises ValueError for an
-    unknown preset, and for a run or data name that is not a plain folder name.
+    `mirror_root` is a folder on another disk for copies (see `Mirror`). A `~` at the start of a path is the home folder.
+    No folder is made yet. Raises ValueError for an unknown preset, for a run or data name that is not a plain folder
+    name, and for a mirror that is not separate from `root`.
     """
-    chosen = _choose_preset(preset)
-    source = chosen.source if source == "auto" else source
+    root, chosen = Path(root).expanduser(), _choose_preset(preset)
+    source = chosen.source if source == "auto" else os.path.expanduser(source)
     default = f"{_short_name(source)}-{chosen.name}"
     names = {"data": default if data == "auto" else data, "run": default if run == "auto" else run}
     for kind, name in names.items():
         if name in ("", ".", "..") or Path(name).name != name:
             raise ValueError(f"the {kind} name is {name!r}; it must be a plain folder name, such as {default!r}")
-    folders = Path(root) / "data" / names["data"], Path(root) / "runs" / names["run"]
-    return Workspace(chosen, source, *folders, Path(mirror_root) if mirror_root else None)
+    mirror_root = Path(mirror_root).expanduser() if mirror_root else None
+    if mirror_root:
+        _require_separate(root, mirror_root)
+    return Workspace(chosen, source, root / "data" / names["data"], root / "runs" / names["run"], mirror_root)
+
+
+def _require_separate(root: Path, mirror_root: Path) -> None:
+    """Raise ValueError if a mirror is the workspace, contains it or lies in it: a copy could replace its own source."""
+    here, there = (Path(os.path.realpath(path)) for path in (root, mirror_root))
+    if here == there or here in there.parents or there in here.parents:
+        needed = "the mirror must be a folder outside of the workspace, best on another disk"
+        raise ValueError(f"the mirror {mirror_root} ({there}) and the workspace {here} are not separate; {needed}")
 
 
 def _short_name(source: str) -> str:
@@ -177,13 +191,49 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no {path}: run 03_train (or `train` in the shell) first")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2026-99-99
         raise ValueError(f"{path} is not readable YAML ({error}): {advice}") from error
     try:
         model, train = GPTConfig.from_dict(config["model"]), TrainConfig.from_dict(config["train"])
-        if not isinstance(config["data"], dict) or not isinstance(config["sessions"], list):
-            raise TypeError("data must be a mapping and sessions a list")
+        for name in ("preset", "source"):
+            if not isinstance(config[name], str):
+                raise TypeError(f"{name} must be a string")
+        if not isinstance(config["data"]["name"], str):
+            raise TypeError("the name of data must be a string")
+        for session in config["sessions"]:
+            if not isinstance(session["versions"], dict) or not session.keys() >= _SESSION_FIELDS:
+                raise TypeError(f"each session needs {', '.join(sorted(_SESSION_FIELDS))}")
+        if len(config["sessions"]) < 1:
+            raise TypeError("there is no session")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         needed = "preset, source, data, model, train and sessions"
         raise ValueError(f"{path} is not a run's config ({error!r}); it needs {needed}: {advice}") from error
     return config | {"model": asdict(model), "train": asdict(train)}
+
+
+def identity_of(run_dir: str | Path) -> dict[str, Any] | None:
+    """Return what makes the run in a folder this run (see `run_identity`), or None if there is no run yet.
+
+    It is read from a checkpoint, or from config.yaml if there is no readable one. The folder may be one on a mirror.
+    """
+    run_dir = Path(run_dir)
+    if identity := stored_identity([*sorted(run_dir.glob("last*.pt")), run_dir / "final.pt"]):
+        return identity
+    try:
+        config = load_config(run_dir)
+    except (FileNotFoundError, ValueError):
+        return None
+    fingerprints = {f"{name}_sha256": config["data"].get(key) for name, key in _FINGERPRINTS.items()}
+    known = {name: value for name, value in fingerprints.items() if isinstance(value, str)}
+    return run_identity({"model_config": config["model"], "train_config": config["train"]} | known)
+
+
+def require_run_data(lab: Workspace) -> None:
+    """Raise ValueError if the run of a workspace was trained on other data than its data folder has now."""
+    info, identity = BinInfo.load(lab.data_dir / "train.bin"), identity_of(lab.run_dir)
+    if info and identity:
+        here = {"data": info.sha256[:12], "tokenizer": info.tokenizer_sha256[:12]}
+        differing = [name for name, value in here.items() if identity.get(name, value) != value]
+        if differing:
+            found = f"{lab.run_dir} was trained on other data than {lab.data_dir} has ({info.source})"
+            raise ValueError(f"{found}: name the run or the data that belong together (`--run`, `--data` in the shell)")

@@ -5,13 +5,12 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from tinystories_lab.files import atomic_write, sha256_of
+from tinystories_lab.files import atomic_write, cached_sha256_of
 
 _MANIFEST = "manifest.json"
 _CHUNK = 2**24  # bytes copied at a time
@@ -21,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or an empty one if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -46,18 +45,16 @@ def is_recorded(source: Path, target: Path) -> bool:
     entry = read_manifest(target.parent).get(target.name, {})
     if not target.exists() or target.stat().st_size != entry.get("size"):
         return False
-    now = source.stat()
-    return _sha256_of_version(source, now.st_size, now.st_mtime_ns) == entry.get("sha256")
-
-
-@lru_cache
-def _sha256_of_version(path: Path, size: int, time_ns: int) -> str:
-    """Return the SHA-256 of a file, computed once for each size and modification time."""
-    return sha256_of(path)
+    return cached_sha256_of(source) == entry.get("sha256")
 
 
 def copy_in_place(source: IO[bytes], target: Path) -> dict[str, Any]:
-    """Rewrite `target` with the rest of `source`. Return its entry for the manifest."""
+    """Rewrite `target` with the rest of `source`. Return its entry for the manifest.
+
+    Raises ValueError if both are one file, perhaps through a link: writing would destroy it.
+    """
+    if target.exists() and os.path.samestat(os.fstat(source.fileno()), target.stat()):
+        raise ValueError(f"{target} is the file that would be copied to it: choose another folder for the mirror")
     with open(target, "wb") as file:
         digest = _copy(source, file)
         file.flush()
@@ -68,7 +65,7 @@ def copy_in_place(source: IO[bytes], target: Path) -> dict[str, Any]:
 def restore_files(source_dir: Path, target_dir: Path, names: Iterable[str], replace: bool = False) -> None:
     """Copy files that `target_dir` lacks. A file that differs from its manifest entry is left out with a warning.
 
-    With `replace`, also copy files that differ there, and keep each old one as <name>.before-restore.
+    With `replace`, also copy files that differ there, and keep each old one (see `keep_old`).
     """
     recorded, wanted = read_manifest(source_dir), {}
     for name in names:
@@ -82,10 +79,15 @@ def restore_files(source_dir: Path, target_dir: Path, names: Iterable[str], repl
                 with open(source, "rb") as file, atomic_write(target) as copy:
                     if _copy(file, copy, bar) != recorded.get(source.name, {}).get("sha256"):
                         raise ValueError(f"{source} differs from its entry in {_MANIFEST}: it was left out")
-                    if target.exists():
-                        target.rename(f"{target}.before-restore")
+                    keep_old(target)
             except ValueError as error:
                 warnings.warn(str(error), stacklevel=3)
+
+
+def keep_old(path: Path) -> None:
+    """Rename a file that is about to be replaced to <name>.before-restore, if it exists."""
+    if path.exists():
+        path.rename(f"{path}.before-restore")
 
 
 def _copy(source: IO[bytes], target: IO[bytes], bar: tqdm | None = None) -> str:

@@ -6,26 +6,36 @@ import os
 import threading
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tinystories_lab.checkpoint import latest_checkpoint, read_step, run_checkpoints
+from tinystories_lab.checkpoint import (
+    is_disk_failure,
+    latest_checkpoint,
+    read_step,
+    require_same_run,
+    run_checkpoints,
+)
+from tinystories_lab.durability.lock import data_lock
 from tinystories_lab.durability.manifest import (
     copy_in_place,
     is_recorded,
+    keep_old,
     read_json,
     read_manifest,
     record,
     restore_files,
     write_json,
 )
-from tinystories_lab.files import atomic_write, sha256_of
+from tinystories_lab.files import atomic_write, cached_sha256_of, sha256_of
+from tinystories_lab.run import identity_of, load_config
 
 # Drive moves deleted and replaced files to its trash, which counts against the quota, and its renames are not atomic.
 # So a small fixed set of files is rewritten in place. There are two pairs of last.pt and log: while one of them is
 # being written, the other one is complete.
 _MIRROR_SLOTS = {"last.0.pt": "loss.0.jsonl", "last.1.pt": "loss.1.jsonl"}
-_RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "report.md")
+_RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "best.pt", "report.md")
 _RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
 DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
 _POLL_SECONDS = 60  # the thread looks this often for changes that nobody announced
@@ -50,10 +60,18 @@ class Mirror:
         self.trouble: str | None = None
         self._session = os.urandom(8).hex()
         self._is_announced = False  # whether the mirror has this session's id
+        self._is_same_run = False  # whether the run here and the one on the mirror were found to be the same
         self._slots = [self.mirror_dir / name for name in _MIRROR_SLOTS]
         self._slot_steps: dict[Path, int] = {}
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+        here, there = (
+            [Path(os.path.realpath(folder)) for folder in folders]
+            for folders in ((self.run_dir, self.data_dir), (self.mirror_dir, self.data_mirror_dir))
+        )
+        for one, other in product(here, there):
+            if one == other or one in other.parents or other in one.parents:
+                raise ValueError(f"{one} and its mirror {other} are not separate: choose another folder for the mirror")
 
     def __str__(self) -> str:
         reached = "not mirrored yet" if self.step is None else f"mirrored to step {self.step:,}"
@@ -62,10 +80,22 @@ class Mirror:
     def restore(self) -> dict[str, Any] | None:
         """Copy what this machine lacks: a newer checkpoint with its log, and files of the run and its data.
 
-        Returns the newest checkpoint of this machine and the mirror, loaded, or None if there is none. Raises
-        FileNotFoundError if the disk does not exist, and ValueError if there are checkpoints but none can be read.
+        Returns the newest checkpoint of this machine and the mirror, loaded, or None if there is none. An old file that
+        is replaced is kept as <name>.before-restore. Raises FileNotFoundError if the disk does not exist, OSError if it
+        does not answer, and ValueError if there are checkpoints but none can be read, or if they are of another run.
         """
         self._require_disk()
+        try:
+            return self._restore()
+        except OSError as error:
+            if is_disk_failure(error):
+                found = f"the disk of the mirror does not answer ({error.strerror})"
+                message = f"{found}: mount it again, then run this again; nothing is damaged"
+                raise OSError(error.errno, message, str(error.filename or self.root)) from error
+            raise
+
+    def _restore(self) -> dict[str, Any] | None:
+        self._require_same_run()
         recorded = read_manifest(self.mirror_dir)
         # A slot that is neither recorded nor readable is a first copy that was cut off: it was never a checkpoint.
         slots = [slot for slot in self._slots if slot.name in recorded or (read_step(slot) or -1) >= 0]
@@ -75,15 +105,48 @@ class Mirror:
                 if source.exists():
                     with atomic_write(self.run_dir / name) as copy:
                         copy.write(source.read_bytes())
+                        keep_old(self.run_dir / name)
             print(f"restored the run from {self.mirror_dir}")
         restore_files(self.mirror_dir, self.run_dir, _RUN_FILES, replace=is_newer)
-        restore_files(self.data_mirror_dir, self.data_dir, DATA_FILES)
+        self._restore_data()
         return checkpoint
+
+    def _restore_data(self) -> None:
+        """Copy data files that this machine lacks, unless it has files of other data."""
+        recorded, there = read_manifest(self.data_mirror_dir), self.data_mirror_dir
+        present = [name for name in DATA_FILES if (self.data_dir / name).exists()]
+        if len(present) == len(DATA_FILES) or not any((there / name).exists() for name in DATA_FILES):
+            return
+        with data_lock(self.data_dir):
+            sha256 = {name: cached_sha256_of(self.data_dir / name) for name in present}
+            if other := [name for name in present if recorded.get(name, {}).get("sha256") != sha256[name]]:
+                found = f"{self.data_dir} has other data than {there} ({', '.join(other)} differ)"
+                warnings.warn(f"{found}: nothing was restored there", stacklevel=5)
+            else:
+                restore_files(there, self.data_dir, DATA_FILES)
+
+    def _require_same_run(self) -> None:
+        """Raise ValueError if the run on the mirror is another one than the run of this machine."""
+        if not self._is_same_run:
+            here, there = identity_of(self.run_dir), identity_of(self.mirror_dir)
+            if here and there:
+                require_same_run(there, here, f"the run in {self.mirror_dir}")
+            self._is_same_run = here is not None
+
+    def _require_same_data(self) -> None:
+        """Raise ValueError if other data on the mirror would be replaced that a run there was trained on."""
+        here, there = (read_json(folder / "train.json") for folder in (self.data_dir, self.data_mirror_dir))
+        if here and there and here.get("sha256") != there.get("sha256"):
+            for config_path in self.root.glob("runs/*/config.yaml"):
+                data = load_config(config_path.parent)["data"]
+                if (data["name"], data.get("sha256")) == (self.data_dir.name, there.get("sha256")):
+                    found = f"{config_path.parent} was trained on other data in {self.data_mirror_dir}"
+                    raise ValueError(f"{found} than {self.data_dir} has: use another data name (`--data` in the shell)")
 
     def __enter__(self) -> "Mirror":
         try:
             self._announce()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.trouble = str(error)
         return self
 
@@ -120,7 +183,7 @@ class Mirror:
                 self._wake.wait(_POLL_SECONDS)
             except Exception as error:  # of any kind: training continues, and `trouble` says why
                 self.trouble = str(error)
-                if isinstance(error, BlockingIOError) or time.monotonic() + retry > give_up:
+                if isinstance(error, BlockingIOError | ValueError) or time.monotonic() + retry > give_up:
                     return
                 time.sleep(retry) if closing else self._closing.wait(retry)
                 retry = min(2 * retry, _LAST_RETRY_SECONDS)
@@ -132,9 +195,11 @@ class Mirror:
     def _announce(self) -> None:
         """Make the folders, and write this session's id to writer.json.
 
-        Raises BlockingIOError if it has the id of a session that started later: only the newest one mirrors.
+        Raises BlockingIOError if it has the id of a session that started later: only the newest one mirrors. Raises
+        ValueError if the mirror has another run.
         """
         self._require_disk()
+        self._require_same_run()
         run, data = self.mirror_dir, self.data_mirror_dir
         # Each folder alone: with parents=True, a disk that disappears at this moment would be replaced by a folder.
         for folder in (self.root, run.parent, run, data.parent, data):
@@ -150,6 +215,7 @@ class Mirror:
         """Copy everything that differs on the mirror."""
         self._announce()
         self._copy_checkpoint()
+        self._require_same_data()
         files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
         files += [(self.data_dir / name, self.data_mirror_dir / name) for name in DATA_FILES]
         for source, target in files:
