@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ import torch
 
 import tinystories_lab
 from tinystories_lab import pipeline, trainer
-from tinystories_lab.__main__ import STAGES, main
+from tinystories_lab.__main__ import main
 from tinystories_lab.checkpoint import load_checkpoint, load_model
 from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.device import choose_dtype
@@ -26,6 +29,7 @@ from tinystories_lab.generate import generate
 from tinystories_lab.integrations.huggingface import load_llama
 from tinystories_lab.loader import BinInfo
 from tinystories_lab.model import new_model
+from tinystories_lab.pipeline import STAGES
 from tinystories_lab.run import PRESETS, Preset, load_config
 from tinystories_lab.tokenizer import load_tokenizer
 from tinystories_lab.trainer import train_step
@@ -79,12 +83,12 @@ def test_run_exits_0_and_writes_the_files_of_all_five_stages(finished):
     folder, status, _, _ = finished
     assert status == 0
     assert {path.name for path in (folder / DATA).iterdir()} == {
-        *("stories", "tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
+        *(".lock", "stories", "tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
     }
     assert files(folder / RUN).keys() == {
         *("config.yaml", "tokenizer.json", "loss.jsonl", "samples.jsonl"),
         *("report.md", "loss_curve.png", "loss_by_tokens.png"),
-        *("last.pt", "final.pt", "step_00005.pt", "step_00010.pt"),
+        *("last.pt", "final.pt", "best.pt", "step_00005.pt", "step_00010.pt"),
     }
     assert read_log(folder / RUN / "loss.jsonl")[-1]["step"] == 12
     assert load_model(folder / RUN / "final.pt").config.vocab_size == 300
@@ -289,8 +293,9 @@ def test_run_and_data_are_restored_from_the_mirror_to_an_empty_folder(finished, 
 
 def test_a_mirror_on_a_missing_disk_exits_1(finished, here):
     shutil.copy(finished[0] / "stories.txt", here)
-    status, _, errors = command("run", "--mirror", "no disk/lab")
-    assert status == 1 and "that disk is not there: mount it again" in errors and not (here / "no disk").exists()
+    disk = here.parent / "no disk"
+    status, _, errors = command("run", "--mirror", str(disk / "lab"))
+    assert status == 1 and "that disk is not there: mount it again" in errors and not disk.exists()
 
 
 def test_a_run_with_another_config_is_refused_and_its_files_do_not_change(finished, here, monkeypatch):
@@ -377,3 +382,161 @@ def test_export_writes_a_folder_that_can_be_loaded_and_says_how_to_share_it(fini
         assert f"{path.stat().st_size:,} bytes  {path}" in output
     ours, back = load_model(RUN / "final.pt").state_dict(), load_llama(folder).state_dict()
     assert all(torch.equal(ours[name], back[name]) for name in ours)
+
+
+# --- what a run is, and what belongs together
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("mirror", [".", "runs", "data/stories-micro", "..", "link", "other/../."])
+def test_a_mirror_that_is_the_workspace_or_contains_it_or_lies_in_it_is_refused_before_anything_changes(
+    finished, here, mirror
+):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    (here / "link").symlink_to(here)
+    before = everything(here)
+    for stage in ("run", "prepare", "train"):
+        status, _, errors = command(stage, "--mirror", mirror)
+        assert status == 1 and "are not separate; the mirror must be a folder outside of the workspace" in errors
+    assert everything(here) == before
+
+
+def test_two_corpora_of_one_name_do_not_share_a_folder_unnoticed(finished, here, stories):
+    for name, part in (("anna", stories[:100]), ("ben", stories[40:])):
+        (here / name).mkdir()
+        (here / name / "stories.txt").write_text("\n\n".join(part))
+    assert command("run", "--source", "anna/stories.txt")[0] == 0
+    before = everything(here)
+    for stage in ("run", "prepare"):
+        status, _, errors = command(stage, "--source", "ben/stories.txt")
+        assert status == 1 and "anna/stories.txt" in errors and "--data" in errors
+    assert everything(here) == before
+    assert command("prepare", "--source", "ben/stories.txt", "--data", "ben")[0] == 0
+    assert command("tokenizer", "--source", "ben/stories.txt", "--data", "ben")[0] == 0
+    before = everything(here)
+    for stage in ("train", "generate", "retrospective"):
+        status, _, errors = command(stage, "--source", "ben/stories.txt", "--data", "ben")
+        assert status == 1 and ("other data" in errors or "another run (" in errors)
+    assert everything(here) == before
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def put_zeros_into(path):
+    content = bytearray(path.read_bytes())
+    content[100:140] = bytes(40)
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+DAMAGES = [
+    *((name, Path.unlink) for name in ("train.bin", "val.bin", "train.json", "val.json", "tokenizer.json")),
+    *((name, cut) for name in ("train.bin", "val.bin", "train.json", "tokenizer.json", "stories/train.arrow")),
+    *((f"stories/{name}", Path.unlink) for name in ("report.json", "train.arrow", "validation.arrow")),
+    *((f"stories/{name}", empty) for name in ("report.json", "train.arrow")),
+    *((name, put_zeros_into) for name in ("train.bin", "val.bin", "tokenizer.json")),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES, ids=lambda value: getattr(value, "__name__", value))
+def test_data_that_is_missing_or_damaged_is_never_used_and_the_stages_make_it_again(finished, here, name, damage):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    (here / RUN / "final.pt").unlink()
+    before = files(here / DATA)
+    damage(here / DATA / name)
+    if not name.startswith("stories") and name not in ("train.json", "val.json"):
+        status, _, errors = command("train")
+        assert status == 1 and "02_tokenizer" in errors and "Traceback" not in errors
+    assert command("run")[0] == 0
+    assert files(here / DATA) == before
+    assert_same_model(here / RUN, finished[0] / RUN)
+
+
+def test_what_is_exported_and_reported_is_the_model_of_the_step_that_is_named(finished, here, monkeypatch):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    longer = replace(PRESETS["micro"], train=replace(PRESETS["micro"].train, total_steps=20))
+    monkeypatch.setitem(PRESETS, "micro", longer)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", lambda state, batch: stop_after(15, state, batch))
+        assert command("train")[0] == 130
+    for stage in ("generate", "retrospective", "export"):
+        status, _, errors = command(stage)
+        assert status == 1 and "final.pt has the model of step 12, but the run has gone on to step 15" in errors
+    assert command("run")[0] == 0 and command("export")[0] == 0
+    assert "1,280" in (here / RUN / "hugging_face" / "README.md").read_text(), "20 steps of 64 tokens"
+
+
+def stop_after(step, state, batch):
+    done = train_step(state, batch)
+    if state.step == step:
+        os.kill(os.getpid(), signal.SIGINT)
+    return done
+
+
+@pytest.mark.parametrize("count", [2, 4, 9, 25, 60])
+def test_a_corpus_too_small_for_a_window_is_refused_by_prepare_and_the_advice_works(
+    here, stories, monkeypatch, model_config, count
+):
+    preset = PRESETS["micro"]
+    long = replace(preset, model=replace(preset.model, max_len=128), train=replace(preset.train, seq_len=128))
+    monkeypatch.setitem(PRESETS, "micro", long)
+    (here / "few.txt").write_text("\n\n".join(stories[:count]))
+    status, _, errors = command("prepare", "--source", "few.txt")
+    assert status == 1 and "one window of seq_len 128 needs 129" in errors
+    needed, seq_len = re.search(r"use about (\d+) stories in all, or a seq_len of (\d+) ", errors).groups()
+    status, _, errors = command("run", "--source", "few.txt", "--seq-len", seq_len)
+    assert status == 0, errors
+    assert command("prepare", "--source", "few.txt", "--seq-len", str(2 * int(seq_len)))[0] == 1, "the smallest change"
+    if int(needed) <= 5 * len(stories):
+        more = [f"{story} The end." if copy else story for copy in range(5) for story in stories[: int(needed)]]
+        more = [f"{story}{' Yes.' * (i // len(stories))}" for i, story in enumerate(more[: int(needed)])]
+        (here / "enough.txt").write_text("\n\n".join(more))
+        status, _, errors = command("prepare", "--source", "enough.txt")
+        assert status == 0, errors
+
+
+# --- terminals and signals
+
+
+def test_a_terminal_that_is_not_utf_8_gets_every_story(finished, here):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    rows = read_rows(here / RUN / "samples.jsonl")
+    (here / RUN / "samples.jsonl").write_text(
+        "".join(json.dumps(row | {"story": f"“{row['story']}” 🦊"}) + "\n" for row in rows)
+    )
+    code = "from tinystories_lab.cli import run_command; from pathlib import Path; import tinystories_lab.cli as cli\n"
+    code += "cli._run_stages = lambda *_: None\n"
+    code += f"run_command(['--run', '{RUN.name}', '--data', '{DATA.name}', '--preset', 'tiny'])"
+    for encoding in ("latin-1", "ascii"):
+        home = str(Path(tinystories_lab.__file__).parents[1])
+        environment = os.environ | {"PYTHONPATH": home, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr.decode(encoding)
+        assert "five stories:" in done.stdout.decode(encoding) and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0, 8.0])
+def test_a_signal_at_any_moment_ends_with_one_sentence_and_leaves_no_partial_file(here, number, seconds):
+    home = str(Path(tinystories_lab.__file__).parents[1])
+    start, environment = [sys.executable, "-m", "tinystories_lab"], os.environ | {"PYTHONPATH": home}
+    with subprocess.Popen(
+        start, cwd=here, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    errors = errors.decode()
+    assert "Traceback" not in errors, errors
+    if process.returncode not in (0, -signal.SIGINT, -signal.SIGTERM):  # it had ended, or Python had not begun
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+        assert errors.splitlines()[-1].startswith("stopped"), errors
+    assert not list(here.rglob("*.partial"))

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+_TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MIN_FLOPS_TO_COMPILE = 3e14  # floating-point operations of a run: an hour on two CPU cores, seconds on a GPU
 
 
@@ -89,7 +90,15 @@ def world_size() -> int:
 @contextmanager
 def init_distributed() -> Iterator[None]:
     """Join the processes that torchrun started, each with a GPU (NCCL) or on the CPU (gloo). Otherwise do nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if missing := [name for name in _TORCHRUN_VARIABLES if name not in os.environ]:
+        if len(missing) < len(_TORCHRUN_VARIABLES):  # another program has left them
+            found = ", ".join(name for name in _TORCHRUN_VARIABLES if name not in missing)
+            warnings.warn(
+                f"{found} is set without {', '.join(missing)}: not started by torchrun, so one process trains"
+            )
+        yield
+        return
+    if os.environ["WORLD_SIZE"] == "1":
         yield
         return
     if torch.cuda.is_available():

@@ -1,49 +1,86 @@
 """The five stages of a run, for the shell and the notebooks. Each stage reads the files of the stage before it."""
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from tinystories_lab.analysis.evaluation import run_results, save_samples
+from tinystories_lab.analysis.evaluation import read_samples, run_results, save_samples
 from tinystories_lab.analysis.report import summarize_run, summary_text, write_report
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.data.stories import StoryTexts, load_stories, open_stories
 from tinystories_lab.data.text import prompts_for
 from tinystories_lab.device import choose_device, choose_dtype, rank
-from tinystories_lab.durability.lock import run_lock
-from tinystories_lab.durability.mirror import DATA_FILES, Mirror
+from tinystories_lab.durability.lock import data_lock, run_lock
+from tinystories_lab.durability.mirror import Mirror
 from tinystories_lab.durability.shutdown import graceful_shutdown
-from tinystories_lab.files import Row, read_log, read_rows
+from tinystories_lab.files import Row, read_log
 from tinystories_lab.generate import generate_samples
 from tinystories_lab.integrations.huggingface import export_hugging_face
-from tinystories_lab.loader import BinInfo
+from tinystories_lab.loader import BinInfo, open_tokens
 from tinystories_lab.model import new_model
-from tinystories_lab.run import Workspace, save_config
-from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer, write_bin
+from tinystories_lab.run import Workspace, require_run_data, save_config
+from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
+
+_MAX_CHARACTERS_PER_TOKEN = 64  # no tokenizer of natural text reaches it on average
 
 
 def prepare(lab: Workspace) -> None:
     """stories -> cleaned and split"""
-    _, report = load_stories(lab.source, lab.data_dir, max_stories=lab.preset.max_stories)
+    stories, report = load_stories(lab.source, lab.data_dir, max_stories=lab.preset.max_stories)
     print(report)
+    check_corpus(lab, stories)
+
+
+def check_corpus(lab: Workspace, stories: Mapping[str, Dataset]) -> None:
+    """Raise ValueError if the stories of a split are too few for one window of tokens, with the smallest remedy."""
+    needed, tokenizer, found = lab.preset.train.seq_len + 1, None, {}
+    for split, dataset in stories.items():
+        first, size = [], 0
+        for story in StoryTexts(dataset):
+            first.append(story)
+            size += len(story)
+            if len(first) >= needed // 2 or size > _MAX_CHARACTERS_PER_TOKEN * needed:  # a story has two tokens or more
+                break
+        else:  # so few stories that their tokens must be counted
+            tokenizer = tokenizer or _train_tokenizer(lab, stories["train"])
+            found[split] = sum(len(tokenizer.encode(story).ids) + 1 for story in first)
+    split = min(found, key=found.get, default=None)
+    if split is None or found[split] >= needed:
+        return
+    count, seq_len = len(stories[split]), 2 ** int(math.log2(found[split] - 1))
+    shares = {"train": 1, "validation": 20}  # of 20 stories, one is in the validation split
+    # With more stories, tokens become longer, so a little more than in proportion is needed.
+    enough = max(math.ceil(1.3 * needed * len(stories[it]) / found[it]) * shares[it] for it in found)
+    raise ValueError(
+        f"the {split} split has {count} stories with {found[split]} tokens, but one window of seq_len {needed - 1} needs "
+        f"{needed}: use about {enough} stories in all, or a seq_len of {seq_len} (`--seq-len {seq_len}` in the shell, "
+        f"lab.with_train_config(seq_len={seq_len}) in a notebook)"
+    )
+
+
+def _train_tokenizer(lab: Workspace, stories: Dataset) -> Tokenizer:
+    return train_tokenizer(StoryTexts(stories, lab.preset.tokenizer_stories), lab.preset.model.vocab_size)
 
 
 def tokenizer_stage(lab: Workspace) -> None:
     """cleaned stories -> tokenizer.json, train.bin, val.bin"""
     stories, report = open_stories(lab.data_dir)
-    written_last, written_first = lab.data_dir / "val.json", lab.data_dir / "stories" / "report.json"
-    if not written_last.exists() or written_last.stat().st_mtime < written_first.stat().st_mtime:
-        texts = StoryTexts(stories["train"], lab.preset.tokenizer_stories)
-        tokenizer = train_tokenizer(texts, lab.preset.model.vocab_size)
-        save_tokenizer(tokenizer, lab.data_dir / "tokenizer.json")
-        for name, split, limit in (("train.bin", "train", lab.preset.max_tokens), ("val.bin", "validation", None)):
-            write_bin(lab.data_dir / name, StoryTexts(stories[split]), tokenizer, limit, report.source)
+    with data_lock(lab.data_dir):
+        written_last, written_first = lab.data_dir / "val.json", lab.data_dir / "stories" / "report.json"
+        if not has_data(lab) or written_last.stat().st_mtime < written_first.stat().st_mtime:
+            tokenizer = _train_tokenizer(lab, stories["train"])
+            save_tokenizer(tokenizer, lab.data_dir / "tokenizer.json")
+            for name, split, limit in (("train.bin", "train", lab.preset.max_tokens), ("val.bin", "validation", None)):
+                write_bin(lab.data_dir / name, StoryTexts(stories[split]), tokenizer, limit, report.source)
     for name in ("train.bin", "val.bin"):
         info = BinInfo.load(lab.data_dir / name)
         print(f"{name}: {info.tokens:,} tokens in {info.stories:,} stories, {info.bytes_per_token:.2f} bytes per token")
@@ -94,7 +131,7 @@ def train_stage(lab: Workspace) -> None:
     rows = train_run(lab)
     if rank() == 0:
         rows = _with_progress(rows, lab.preset.train.total_steps)
-    needs_samples = rank() == 0 and not read_rows(lab.run_dir / "samples.jsonl")
+    needs_samples = rank() == 0 and not read_samples(lab.run_dir)
     for _ in rows:
         if needs_samples:  # not earlier: a run that does not match its folder is refused before the first row
             needs_samples, prompts = False, prompts_for(lab.data_dir / "val.bin", tokenizer)
@@ -105,6 +142,7 @@ def train_stage(lab: Workspace) -> None:
 
 def generate_stage(lab: Workspace) -> None:
     """final.pt -> ten stories in samples.jsonl"""
+    require_run_data(lab)
     model = load_model(lab.run_dir / "final.pt", choose_device()[0])
     tokenizer = load_tokenizer(lab.run_dir / "tokenizer.json")
     prompts = prompts_for(lab.data_dir / "val.bin", tokenizer)
@@ -118,6 +156,7 @@ def retrospective(lab: Workspace) -> None:
     from tinystories_lab.analysis.curves import loss_curve  # imports matplotlib, which no other stage needs
 
     run_results(lab.run_dir)  # raises an error if there is no evaluation
+    require_run_data(lab)
     log = read_log(lab.run_dir / "loss.jsonl")
     for name, by_tokens in (("loss_curve.png", False), ("loss_by_tokens.png", True)):
         figure = loss_curve(log, lab.model_config.vocab_size, by_tokens)
@@ -147,8 +186,16 @@ COMMANDS = STAGES | {"export": export_stage}
 
 
 def has_data(lab: Workspace) -> bool:
-    """Return whether all files that training reads exist."""
-    return all((lab.data_dir / name).exists() for name in DATA_FILES)
+    """Return whether all files that training reads are there, undamaged, and belong together."""
+    try:
+        fingerprint = tokenizer_sha256(load_tokenizer(lab.data_dir / "tokenizer.json"))
+        for name in ("train.bin", "val.bin"):
+            open_tokens(lab.data_dir / name)
+            if BinInfo.load(lab.data_dir / name).tokenizer_sha256 != fingerprint:
+                return False
+    except (OSError, ValueError, AttributeError):  # AttributeError: a token file has lost its sidecar
+        return False
+    return True
 
 
 def restore(lab: Workspace) -> None:

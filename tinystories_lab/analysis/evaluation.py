@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tinystories_lab.checkpoint import check_final
 from tinystories_lab.files import Row, atomic_write, read_log, read_rows
 from tinystories_lab.loader import BinInfo
 from tinystories_lab.model import GPTConfig, count_parameters
@@ -26,6 +27,7 @@ CHAPTER_RESULTS = {
         "M2 Pro, MPS, bf16": {"hours": 3.5, "tokens_per_second": 17_000, "final_loss": 2.46},
     },
 }
+_SAMPLE_FIELDS = {"when": str, "prompt": str, "story": str, "ended": bool, "max_new_tokens": int}
 _MAX_HALF_STEPS = 500  # of a half-size run; with the `book` preset, these take minutes on a T4
 
 
@@ -40,16 +42,31 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 
 
 def bytes_per_token(run_dir: str | Path) -> float:
-    """Return the bytes per token of a run's validation stories, or of its training stories if val.json is missing."""
+    """Return the bytes per token of a run's validation stories, or of its training stories if the data has changed.
+
+    Raises ValueError if neither the data folder nor config.yaml says it.
+    """
     data = load_config(run_dir)["data"]
-    info = BinInfo.load(Path(run_dir).resolve().parents[1] / "data" / data["name"] / "val.bin")
-    return info.bytes_per_token if info else data["bytes"] / data["tokens"]
+    folder = Path(run_dir).resolve().parents[1] / "data" / data["name"]
+    train, val = (BinInfo.load(folder / name) for name in ("train.bin", "val.bin"))
+    if train and val and data.get("sha256", train.sha256) == train.sha256:
+        return val.bytes_per_token
+    sizes = [data.get("bytes"), data.get("tokens")]
+    if not all(isinstance(size, int | float) and 0 < size < math.inf for size in sizes):
+        raise ValueError(f"{run_dir}/config.yaml does not give the bytes and tokens of its data: train again")
+    return sizes[0] / sizes[1]
+
+
+def read_samples(run_dir: str | Path, when: str = "") -> list[Row]:
+    """Return the rows of samples.jsonl, or only those from `when` ("before" or "after" training)."""
+    rows = read_rows(Path(run_dir) / "samples.jsonl", _SAMPLE_FIELDS)
+    return [row for row in rows if when in ("", row["when"])]
 
 
 def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any]]) -> None:
     """Save stories in samples.jsonl as those from `when` ("before" or "after" training), in place of older ones."""
     path = Path(run_dir) / "samples.jsonl"
-    rows = [row for row in read_rows(path) if row["when"] != when]
+    rows = [row for row in read_samples(run_dir) if row["when"] != when]
     rows += ({"when": when, **sample} for sample in samples)
     with atomic_write(path, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -58,7 +75,7 @@ def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any
 def checklist(run_dir: str | Path) -> dict[str, bool]:
     """Return the chapter's list of what a finished run leaves behind, and whether each item exists."""
     run_dir = Path(run_dir)
-    counts = Counter(row["when"] for row in read_rows(run_dir / "samples.jsonl"))
+    counts = Counter(row["when"] for row in read_samples(run_dir))
     return {
         "final.pt saved": (run_dir / "final.pt").is_file(),
         "loss curve as loss_curve.png": (run_dir / "loss_curve.png").is_file(),
@@ -71,8 +88,13 @@ def checklist(run_dir: str | Path) -> dict[str, bool]:
 
 
 def run_results(run_dir: str | Path) -> dict[str, Any]:
-    """Return the results of a run as a table row. Raises FileNotFoundError without a config.yaml or an evaluation."""
+    """Return the results of a run as a table row.
+
+    Raises FileNotFoundError without a config.yaml or an evaluation, and ValueError as `check_final` does: the results
+    would not be those of final.pt.
+    """
     run_dir = Path(run_dir)
+    check_final(run_dir)
     config, log = load_config(run_dir), read_log(run_dir / "loss.jsonl")
     losses = [row["val_loss"] for row in log if "val_loss" in row]  # the last one is the result
     if not losses:

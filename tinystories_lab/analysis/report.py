@@ -12,9 +12,10 @@ from tinystories_lab.analysis.diagnosis import Diagnosis, diagnose
 from tinystories_lab.analysis.memorization import Overlap, memorization_overlaps, overlap_rows
 from tinystories_lab.analysis.metrics import compare_metrics, training_words
 from tinystories_lab.analysis.ratings import average_ratings
-from tinystories_lab.files import Row, atomic_write, read_log, read_rows
-from tinystories_lab.loader import BinInfo
-from tinystories_lab.run import Workspace, load_config
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.files import Row, atomic_write, read_log
+from tinystories_lab.loader import open_tokens
+from tinystories_lab.run import Workspace, load_config, require_run_data
 from tinystories_lab.tokenizer import load_tokenizer
 
 
@@ -36,24 +37,28 @@ class RunSummary:
 
 
 def summarize_run(lab: Workspace, other_run: str = "") -> RunSummary:
-    """Return the summary of a run from its files, in a few seconds. `find_other_run` explains `other_run`."""
+    """Return the summary of a run from its files, in a few seconds. `find_other_run` explains `other_run`.
+
+    Raises ValueError or FileNotFoundError if files of the run or its data are missing, damaged, or of other runs.
+    """
+    require_run_data(lab)
     run_dir, train_bin, val_bin = lab.run_dir, lab.data_dir / "train.bin", lab.data_dir / "val.bin"
     other = evaluation.find_other_run(lab, other_run)
     folders = [run_dir, other] if other else [run_dir]
-    config, log, samples = load_config(run_dir), read_log(run_dir / "loss.jsonl"), read_rows(run_dir / "samples.jsonl")
+    config, log, samples = load_config(run_dir), read_log(run_dir / "loss.jsonl"), evaluation.read_samples(run_dir)
     after = [row for row in samples if row["when"] == "after"]
     tokenizer = load_tokenizer(run_dir / "tokenizer.json")
     return RunSummary(
         run_dir=run_dir,
         config=config,
         log=log,
-        diagnosis=diagnose(log, config["model"]["vocab_size"]),
+        diagnosis=diagnose(log, config["model"]["vocab_size"], TrainConfig.from_dict(config["train"])),
         runs=[evaluation.run_results(folder) for folder in folders] + evaluation.chapter_results(),
         metrics=compare_metrics(samples, training_words(train_bin, tokenizer), val_bin, tokenizer) if after else [],
         overlaps=memorization_overlaps(after, lab.data_dir, tokenizer) if after else {},
         ratings=average_ratings(run_dir / "ratings.jsonl"),
         samples=samples,
-        train_tokens=BinInfo.load(train_bin).tokens,
+        train_tokens=len(open_tokens(train_bin)),
         checklist=evaluation.checklist(run_dir),
     )
 
