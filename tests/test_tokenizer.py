@@ -1,6 +1,10 @@
 """Text to ids and back, and token files whose sidecar says what they contain."""
 
 import hashlib
+import itertools
+import os
+import signal
+import time
 import tracemalloc
 
 import datasets
@@ -299,3 +303,30 @@ def test_an_old_sidecar_never_describes_a_new_file(bin_path, tokenizer, monkeypa
         write_bin(bin_path, CORPUS, tokenizer)
     assert bin_path.read_bytes() != old
     assert BinInfo.load(bin_path) is None
+
+
+@given(st.lists(st.text("ab \n.é", min_size=1), min_size=1, max_size=8), st.integers(1, 9))
+def test_long_texts_read_in_pieces_give_the_same_tokenizer(texts, piece):
+    whole = train_tokenizer(texts, 300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "_PIECE_CHARACTERS", piece)
+        assert "".join(tokenizer_module._pieces(texts)) == "".join(texts)
+        assert train_tokenizer(texts, 300).to_str() == whole.to_str()
+
+
+def test_ctrl_c_ends_the_training_of_a_tokenizer_at_once(stories):
+    """The library reads the texts and computes without answering signals."""
+    read = itertools.count(1)
+
+    def endless():
+        for story in itertools.cycle(stories):
+            if next(read) == 1_000:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield story
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(endless(), 300)
+    time.sleep(0.5)
+    before = next(read)
+    time.sleep(0.2)
+    assert next(read) == before + 1, "the thread goes on reading"

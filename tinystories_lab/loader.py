@@ -42,7 +42,7 @@ class BinInfo:
             return None
         try:
             info = cls(**json.loads(sidecar.read_text(encoding="utf-8")))
-            check_ranges(info, dict.fromkeys(("tokens", "stories", "bytes", "vocab_size"), (1, 2**62)))
+            check_ranges(info, dict.fromkeys(("tokens", "stories", "vocab_size"), (1, 2**62)) | {"bytes": (0, 2**62)})
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{sidecar} is damaged ({error}): {_WRITE_AGAIN}") from error
         return info

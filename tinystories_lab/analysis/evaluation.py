@@ -49,7 +49,7 @@ def bytes_per_token(run_dir: str | Path) -> float:
     data = load_config(run_dir)["data"]
     folder = Path(run_dir).resolve().parents[1] / "data" / data["name"]
     train, val = (BinInfo.load(folder / name) for name in ("train.bin", "val.bin"))
-    if train and val and data.get("sha256", train.sha256) == train.sha256:
+    if train and val and val.bytes and data.get("sha256", train.sha256) == train.sha256:
         return val.bytes_per_token
     sizes = [data.get("bytes"), data.get("tokens")]
     if not all(isinstance(size, int | float) and 0 < size < math.inf for size in sizes):
@@ -130,8 +130,11 @@ def running_mean(losses: Sequence[float]) -> list[float]:
 def compare_with_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the chapter's losses beside a run's train losses: at the same tokens, and at the same share of the run.
 
-    A loss of the run is a `running_mean`, or None if the run has not read so many tokens.
+    A loss of the run is a `running_mean`, or None if the run has not read so many tokens. Raises ValueError if there
+    are no rows.
     """
+    if not log:
+        raise ValueError("there are no rows to compare with the chapter: train some steps first")
     last_step, last_tokens = max(CHAPTER_RESULTS["loss_by_step"]), log[-1]["tokens"]
     losses = running_mean([row["train_loss"] for row in log])
 
