@@ -14,6 +14,11 @@ say() { echo "colab_setup.sh: $*"; }
 fail() { say "$*" >&2; exit 1; }
 is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 can_make_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+# Whether Python finds the lab and what it needs, without this folder on its path (-I).
+is_complete() {
+    "$1" -I -c 'import sys; from importlib.util import find_spec
+found = map(find_spec, ("tinystories_lab", "torch", "datasets", "tokenizers")); sys.exit(not all(it and it.origin for it in found))' 2>/dev/null
+}
 on_colab() { "${PYTHON:-python3}" -c 'import google.colab' 2>/dev/null; }
 
 case "${1:-}" in
@@ -27,7 +32,7 @@ if on_colab; then
     installed=$(mktemp)
     # With the installed versions as constraints, pip can add packages but never replace one. A new torch would break
     # the runtime.
-    "$python" -m pip list --format=freeze >"$installed"
+    "$python" -m pip list --format=freeze --exclude tinystories-lab >"$installed"
     "$python" -m pip install --quiet --constraint "$installed" ".$extras" \
         || fail "could not install into Colab's Python: restart the runtime (Runtime > Restart session) and run this cell again."
     say "installed tinystories_lab into Colab's $("$python" --version); nothing that Colab ships was changed."
@@ -37,7 +42,7 @@ fi
 python=.venv/bin/python
 stamp=.venv/set-up-for
 wanted="$(cat requirements.txt pyproject.toml colab_setup.sh | cksum) ${extras:-}"
-if is_supported "$python"; then
+if is_supported "$python" && { [ ! -f "$stamp" ] || is_complete "$python"; }; then
     # A .venv made with --dev is also enough without it.
     if [ -f "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] || [ "$(cat "$stamp")" = "$wanted[dev]" ]; }; then
         say "ready: .venv ($("$python" --version)) was set up before."
@@ -71,5 +76,6 @@ fi
 say "installing $torch, then the rest of requirements.txt${extras:+ and what the tests need} (this takes some minutes the first time)"
 "$python" -m pip install --quiet "$torch" && "$python" -m pip install --quiet --editable ".${extras:-}" \
     || fail "pip could not install the requirements (see its message above): check the network and the disk, then run this again."
+is_complete "$python" || fail "packages are missing in .venv although pip installed them: delete .venv and run this again."
 echo "$wanted" >"$stamp"
 say "ready: .venv ($("$python" --version), torch $("$python" -c 'import torch; print(torch.__version__)'))."

@@ -18,11 +18,12 @@ from tinystories_lab.analysis.diagnosis import diagnose
 from tinystories_lab.analysis.evaluation import bits_by_tokens, compare_with_chapter
 from tinystories_lab.analysis.report import summarize_run, summary_text
 from tinystories_lab.checkpoint import latest_checkpoint, load_model, run_checkpoints
+from tinystories_lab.durability.identity import identity_of, require_run_data
 from tinystories_lab.durability.mirror import Mirror
 from tinystories_lab.files import read_log
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.pipeline import has_data, train_run
-from tinystories_lab.run import Workspace, identity_of, load_config, require_run_data
+from tinystories_lab.run import Workspace, load_config
 from tinystories_lab.trainer import train
 
 TIMES = int(os.environ.get("TINYSTORIES_LAB_EXAMPLES", 1))  # a larger number tries so many times as many examples

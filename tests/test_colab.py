@@ -1,8 +1,12 @@
 """The boundary to Colab and Drive: a folder stands in for the mounted Drive, a mock for google.colab."""
 
+import errno
+import os
+import re
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock, call
 
@@ -106,6 +110,80 @@ def test_if_mounting_fails_the_lab_warns_and_works_without_drive_unless_it_was_m
     assert drive.mount.call_args == call(str(colab._DRIVE), force_remount=False)
 
 
+@pytest.mark.parametrize("code", [errno.ENOTCONN, errno.EIO])
+@pytest.mark.parametrize("method", ["iterdir", "stat", "read_text"])
+def test_a_drive_that_does_not_answer_is_to_be_mounted_again_and_never_looks_empty(open_lab, monkeypatch, code, method):
+    lab = open_lab()
+    prepare_and_train_until(lab, 1)
+    lose_the_machine(lab)
+    works = getattr(Path, method)
+
+    def fails(path, *args, **kwargs):
+        if path.is_relative_to(lab.mirror_root / "runs") and (method != "stat" or path.suffix == ".yaml"):
+            raise OSError(code, os.strerror(code), str(path))
+        return works(path, *args, **kwargs)
+
+    with monkeypatch.context() as dead:
+        dead.setattr(Path, method, fails)
+        with pytest.raises(
+            OSError, match=r"^Google Drive does not answer \(.*\): run this cell again to mount it again$"
+        ):
+            colab.open_workspace("tiny", use_drive=True)
+    assert not lab.data_dir.exists() and not lab.run_dir.exists()
+    assert colab.open_workspace("tiny", use_drive=True) == lab, "the same cell, run again"
+
+
+@pytest.mark.parametrize("code", [errno.ENOTCONN, errno.EIO])
+def test_a_drive_that_stops_answering_while_it_is_read_or_written_is_to_be_mounted_again(open_lab, monkeypatch, code):
+    lab = open_lab()
+    for name, call_it in (("restore", open_lab), ("update_mirror", lambda: colab.close_workspace(lab))):
+        with monkeypatch.context() as dead:
+            dead.setattr(colab, name, Mock(side_effect=OSError(code, os.strerror(code))))
+            with pytest.raises(OSError, match=r"Google Drive does not answer .*: run this cell again"):
+                call_it()
+    monkeypatch.setattr(colab, "restore", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        open_lab()
+
+
+def test_a_dead_mount_is_replaced_and_one_that_stays_dead_is_not_used(open_lab, drive, monkeypatch):
+    open_lab()
+    works, mount, alive = os.listdir, drive.mount.side_effect, False
+
+    def listdir(path):
+        if not alive and Path(path) == colab._DRIVE / "MyDrive":
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return works(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.warns(UserWarning, match="Drive was not mounted .*Transport endpoint is not connected"):
+        assert open_lab().mirror_root is None
+    assert drive.mount.call_args == call(str(colab._DRIVE), force_remount=True)
+
+    def mount_again(*args, **kwargs):
+        nonlocal alive
+        mount()
+        alive = True
+
+    drive.mount.side_effect = mount_again
+    assert open_lab().mirror_root
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), ValueError("Drive is not mounted"), OSError(5, "I/O error")])
+def test_a_runtime_that_cannot_mount_or_flush_drive_does_not_end_a_notebook(open_lab, drive, capsys, error):
+    lab = open_lab()
+    drive.flush_and_unmount.side_effect = error
+    colab.close_workspace(lab, flush=True)
+    printed = capsys.readouterr().out
+    reason = str(error) or "NotImplementedError"
+    assert f"Drive cannot be flushed here ({reason})" in printed
+    assert "keep this machine until drive.google.com shows the files" in printed and "now unmounted" not in printed
+    shutil.rmtree(colab._DRIVE)
+    drive.mount.side_effect = error
+    with pytest.warns(UserWarning, match=re.escape(f"Drive was not mounted ({reason})")):
+        assert open_lab().mirror_root is None
+
+
 def test_closing_copies_what_came_after_training_and_offers_the_flush(open_lab, drive, capsys):
     lab = open_lab()
     prepare_and_train_until(lab, 12)
@@ -136,6 +214,29 @@ def test_later_notebooks_use_the_source_that_was_chosen_last(tmp_path, monkeypat
         assert colab.open_workspace("tiny").source == colab.open_workspace("tiny", run="second").source == source
     colab.open_workspace("tiny", "toyland")
     assert colab.open_workspace("tiny").data_dir == tmp_path / "data" / "toyland-tiny"
+
+
+def test_a_path_is_found_from_the_notebooks_and_the_workspace_folder_and_means_the_same_file_later(
+    tmp_path, monkeypatch, stories
+):
+    monkeypatch.delenv(colab._WORKSPACE_VARIABLE)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    notebooks, elsewhere = tmp_path / "lab" / "notebooks", tmp_path / "elsewhere"
+    files = [tmp_path / "lab" / "root.txt", notebooks / "near.txt", notebooks / "root", tmp_path / "home" / "mine.txt"]
+    for path in (*files, tmp_path / "lab" / "near.txt", elsewhere / "x"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(stories))
+    for typed, path in zip(("root.txt", "near.txt", "../notebooks/root", "~/mine.txt"), files, strict=True):
+        monkeypatch.chdir(notebooks)
+        assert colab.open_workspace("tiny", typed).source == colab.find_path(typed) == str(path)
+        monkeypatch.chdir(notebooks.parent)
+        assert colab.open_workspace("tiny").source == str(path), "the notebook and the shell mean the same file"
+    for typed in ("toyland", "ada/tales", "ada/tales:story", "missing.txt", "auto"):
+        (notebooks.parent / "toyland").mkdir(exist_ok=True)
+        assert colab.open_workspace("tiny", typed).source in (typed, colab.open_workspace("tiny").source)
+    for variable in ("~/my lab", str(tmp_path / "home" / "my lab")):
+        monkeypatch.setenv(colab._WORKSPACE_VARIABLE, variable)
+        assert colab.open_workspace("tiny").run_dir.parents[1] == tmp_path / "home" / "my lab"
 
 
 def test_a_new_machine_uses_the_source_of_the_newest_run_on_drive_unless_it_is_a_built_in_one(open_lab):

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from kernels import SMALL, kernels_start_with
 from nbclient import NotebookClient
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from notebooks import NOTEBOOKS, ROOT, repository
 from tinystories_lab.durability.mirror import _MIRROR_SLOTS, _RUN_FILES, DATA_FILES
@@ -50,6 +50,25 @@ def wait_for_the_end():
 
 threading.Thread(target=wait_for_the_end, daemon=True).start()
 """
+# The package can be imported only after pip has installed it.
+NOT_INSTALLED = """
+import os, sys
+
+class NotInstalled:
+    def __init__(self):
+        ours = [name for name in sys.modules if name.partition(".")[0] == "tinystories_lab"]
+        self.modules = {{name: sys.modules.pop(name) for name in ours}}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tinystories_lab":
+            if not os.path.exists({installed!r}):
+                raise ModuleNotFoundError(f"No module named {{name!r}}")
+            sys.meta_path.remove(self)
+            sys.modules.update(self.modules)
+            return sys.modules[name].__spec__
+
+sys.meta_path.insert(0, NotInstalled())
+"""
 GIT = """#!/bin/sh
 echo "git $*" >>{log}
 for folder; do :; done
@@ -57,7 +76,9 @@ mkdir "$folder" && cd {root} && cp -r colab_setup.sh pyproject.toml requirements
 """
 PYTHON = """#!/bin/sh
 case "$*" in
-    "-m pip"*) echo "pip ${{*#-m pip }}" >>{log} ;;
+    "-m pip"*)
+        echo "pip ${{*#-m pip }}" >>{log}
+        case "$*" in *"pip install"*) [ ! -e {offline} ] && touch {installed} ;; esac ;;
     *) exec {python} "$@" ;;
 esac
 """
@@ -68,9 +89,11 @@ class Learner:
 
     def __init__(self, folder: Path) -> None:
         self.content, self.storage, self.log = folder / "content", folder / "storage", folder / "installed.log"
+        self.installed, self.offline = folder / "installed", folder / "offline"
         self.storage.mkdir()
         self.folder, self.machines = folder, 0
         places = {"log": self.log, "root": ROOT, "python": sys.executable}
+        places |= {"installed": self.installed, "offline": self.offline}
         for path, text in {
             "tools/git": GIT.format(**places),
             "tools/python3": PYTHON.format(**places),
@@ -84,14 +107,15 @@ class Learner:
 
     def new_machine(self) -> None:
         shutil.rmtree(self.content, ignore_errors=True)
-        self.log.unlink(missing_ok=True)
+        for path in (self.log, self.installed):
+            path.unlink(missing_ok=True)
         self.content.mkdir()
 
-    def opens(self, name: str, *scripts: str) -> str:
-        """Run all cells of a notebook. Return all of their output."""
+    def opens(self, name: str, *scripts: str, cells: int | None = None) -> str:
+        """Run all cells of a notebook, or the first of them. Return all of their output."""
         self.machines += 1
-        here = COLAB.format(content=str(self.content))
-        environment = kernels_start_with(self.folder / f"ipython-{self.machines}", SMALL, here, *scripts)
+        here, hidden = COLAB.format(content=str(self.content)), NOT_INSTALLED.format(installed=str(self.installed))
+        environment = kernels_start_with(self.folder / f"ipython-{self.machines}", SMALL, here, *scripts, hidden)
         environment |= {
             "COLAB_RELEASE_TAG": "release",
             "TINYSTORIES_LAB_WORKSPACE": "",
@@ -102,6 +126,7 @@ class Learner:
         (path,) = (path for path in NOTEBOOKS if path.stem.startswith(name))
         text = path.read_text(encoding="utf-8").replace("/content/", f"{self.content}/")
         notebook = nbformat.reads(text.replace(repository(), "ada/my-copy"), as_version=4)
+        notebook.cells = notebook.cells[:cells]
         NotebookClient(notebook, resources={"metadata": {"path": str(self.content)}}).execute(
             env={**os.environ, **environment}
         )
@@ -151,6 +176,25 @@ def test_the_set_up_cell_clones_once_and_replaces_nothing_that_colab_ships(learn
     clone, listed, installed = log.splitlines()
     assert clone == f"git clone --quiet --depth 1 https://github.com/ada/my-copy {learner.content}/lab"
     assert listed.startswith("pip list") and installed.startswith("pip install --quiet --constraint ")
+
+
+def test_the_set_up_cell_installs_until_the_package_can_be_imported_and_needs_a_whole_clone(tmp_path):
+    learner = Learner(tmp_path)
+    learner.new_machine()
+    (learner.content / "lab").mkdir()
+    (learner.content / "lab" / "colab_setup.sh").write_text("an interrupted clone")
+    learner.offline.touch()
+    for _ in range(2):
+        with pytest.raises(CellExecutionError, match="No module named 'tinystories_lab"):
+            learner.opens("01", cells=2)
+    learner.offline.unlink()
+    learner.opens("01", cells=2)
+    learner.opens("02", cells=2)
+    assert [line.split()[:2] for line in learner.log.read_text().splitlines()] == [
+        ["git", "clone"],
+        *[["pip", "list"], ["pip", "install"]] * 3,
+    ]
+    assert (learner.content / "lab-incomplete" / "colab_setup.sh").read_text() == "an interrupted clone"
 
 
 def test_after_the_machine_is_taken_away_training_resumes_on_the_next_one(second_machine):

@@ -512,9 +512,9 @@ def test_a_terminal_that_is_not_utf_8_gets_every_story(finished, here):
     (here / RUN / "samples.jsonl").write_text(
         "".join(json.dumps(row | {"story": f"“{row['story']}” 🦊"}) + "\n" for row in rows)
     )
-    code = "from tinystories_lab.cli import run_command; from pathlib import Path; import tinystories_lab.cli as cli\n"
+    code = "from pathlib import Path; import tinystories_lab.__main__ as cli\n"
     code += "cli._run_stages = lambda *_: None\n"
-    code += f"run_command(['--run', '{RUN.name}', '--data', '{DATA.name}', '--preset', 'tiny'])"
+    code += f"cli.main(['--run', '{RUN.name}', '--data', '{DATA.name}', '--preset', 'tiny'])"
     for encoding in ("latin-1", "ascii"):
         home = str(Path(tinystories_lab.__file__).parents[1])
         environment = os.environ | {"PYTHONPATH": home, "PYTHONIOENCODING": encoding}

@@ -12,7 +12,7 @@ import pytest
 import together
 import torch
 
-from tinystories_lab import cli as command_line
+from tinystories_lab import __main__ as command_line
 from tinystories_lab import trainer
 from tinystories_lab.checkpoint import load_model, read_step
 from tinystories_lab.device import (
@@ -204,7 +204,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(run, tmp_path, monkeypa
 def test_several_processes_can_only_train(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "world_size", lambda: 2)
     with pytest.raises(SystemExit):
-        command_line.run_command(["prepare"])
+        command_line.main(["prepare"])
     assert "2 processes can only train: run prepare without torchrun" in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tinystories_lab.analysis.diagnosis import diagnose
+from tinystories_lab.config import TrainConfig
 
 UNTRAINED = math.log(8_000)  # 8.99
 FALLING = [max(2.4, UNTRAINED - 0.5 * i) for i in range(40)]
@@ -43,6 +44,46 @@ def pattern_of(losses, validation=()):
 def test_each_pattern_is_named_with_its_evidence(rows, pattern, evidence):
     found = diagnose(iter(rows), 8_000)
     assert found.pattern == pattern and evidence in found.evidence and found.advice
+
+
+PATTERNS = {
+    "healthy": rows_of(FALLING),
+    "diverging": rows_of([*FALLING, *[5.0] * 10]),
+    "not finite": rows_of([8.99, 7.0, math.nan]),
+    "stuck": rows_of([UNTRAINED] * 30),
+    "spiking": rows_of([*FALLING, 4.5, *[2.4] * 20]),
+    "overfitting": rows_of([4.0, 3.0, 2.5, 2.0, 1.5], [4.1, 3.2, 3.0, 3.1, 3.3]),
+}
+
+
+def advice_for(pattern, **changes):
+    return diagnose(PATTERNS[pattern], 8_000, TrainConfig(**{"total_steps": 10_000} | changes)).advice
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_run_is_not_advised_to_do_what_it_does_already(pattern):
+    last = PATTERNS[pattern][-1]["step"]
+    assert "clip gradients" not in advice_for(pattern, grad_clip=1.0) + advice_for(pattern, grad_clip=0.5)
+    if pattern in ("diverging", "not finite", "spiking"):
+        assert advice_for(pattern, grad_clip=5.0).startswith("clip gradients at 1.0, ")
+    for changes in ({"total_steps": last, "warmup_steps": 1}, {"total_steps": last + 1_000, "warmup_steps": 1}):
+        finished, advice = changes["total_steps"] == last, advice_for(pattern, **changes)
+        assert not (finished and ("continue" in advice or "at the start" in advice)), advice
+    muon = advice_for(pattern, optimizer="muon")
+    assert ("peak_lr and muon_lr" in muon) == ("peak_lr" in advice_for(pattern)), "Muon has a second learning rate"
+
+
+def test_a_finished_healthy_run_is_advised_a_new_one_and_an_unfinished_one_to_continue():
+    last = PATTERNS["healthy"][-1]["step"]
+    for advice in (advice_for("healthy", total_steps=last), diagnose(PATTERNS["healthy"], 8_000).advice):
+        assert "a new run with more tokens (a larger total_steps) or a larger model" in advice
+    assert advice_for("healthy", total_steps=last + 1).startswith("continue")
+
+
+def test_advice_names_the_setting_to_change_and_the_checkpoint_to_use():
+    assert "grad_clip, which is 0.5, and look at that step's batch" in advice_for("spiking", grad_clip=0.5)
+    assert "best.pt has the model of the lowest validation loss" in advice_for("overfitting")
+    assert advice_for("stuck", warmup_steps=5_000).startswith("this is normal at the start")
 
 
 def test_losses_that_vary_from_batch_to_batch_are_not_spikes():

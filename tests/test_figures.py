@@ -45,6 +45,13 @@ def test_coverage_marks_how_many_of_the_most_frequent_words_make_up_the_share():
     assert list(axes.lines[0].get_ydata()) == pytest.approx([60, 80, 90, 100])
 
 
+def test_coverage_of_a_text_without_words_says_so():
+    for counts in ([], [0]):
+        axes = figures.coverage(counts).axes[0]
+        assert "It has no words." in axes.get_title() and not axes.lines
+        axes.figure.canvas.draw()
+
+
 def test_each_token_has_a_bar_for_its_probability_at_each_temperature():
     axes = figures.probabilities_at_temperatures({0.5: PROBABILITIES, 1.2: PROBABILITIES[::-1]}).axes[0]
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]

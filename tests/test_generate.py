@@ -1,11 +1,12 @@
 """Generating text: the probabilities of the next token, and sampling from them."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from micro import MODEL
 
@@ -21,6 +22,7 @@ from tinystories_lab.generate import (
     stream_batch,
 )
 from tinystories_lab.model import GPTMini, new_model
+from tinystories_lab.tokenizer import encode_prompt
 
 START = [5, 6, 7]
 LONG = [(7 * i) % 300 for i in range(50)]
@@ -169,7 +171,7 @@ def test_ids_come_one_by_one_and_no_more_than_max_new_tokens(model):
     for _ in range(3):
         ids.append(next(endless))
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), "the caller's settings are back"
-    for count in (0, 1, 3, 40):
+    for count in (1, 3, 40):
         generated = list(stream(model, prompt, count, seed=1))
         assert len(generated) == count and generated[:3] == ids[:count]
     assert prompt == START, "the caller's prompt was changed"
@@ -196,7 +198,7 @@ ragged = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=20), min_si
 
 
 @settings(max_examples=20)
-@given(ragged, st.integers(0, 30), st.sampled_from([0, 0.8]), st.integers(0, 99))
+@given(ragged, st.integers(1, 30), st.sampled_from([0, 0.8]), st.integers(0, 99))
 def test_a_batch_generates_what_each_prompt_gives_alone(model, prompts, count, temperature, seed):
     seeds = range(seed, seed + len(prompts))
     alone = [
@@ -224,16 +226,60 @@ def test_a_row_may_finish_with_a_full_window(model):
 
 
 def test_values_out_of_range_are_refused(model):
-    wrong = {"temperature": (-0.5, float("nan"), float("inf")), "top_k": (0, -3), "top_p": (0, 1.5, float("nan"))}
+    wrong = {
+        "temperature": (-0.5, float("nan"), float("inf"), 101, True, None, "0.8"),
+        "top_k": (0, -3, 2.5, True, "5"),
+        "top_p": (0, 1.5, float("nan"), -1, True, "0.9"),
+    }
     for name, values in wrong.items():
         for value in values:
             for call in (lambda **filters: list(stream(model, START, 1, **filters)), next_token_probabilities):
                 arguments = {"logits": torch.zeros(5)} if call is next_token_probabilities else {}
-                with pytest.raises(ValueError, match=f"{name} is {value}; it must be"):
+                with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; it must be ")):
                     call(**arguments, **{name: value})
     for ids, found in (([], r"\[\]"), ([5, 300], r"\[5, 300\]"), ([-1], r"\[-1\]")):
         with pytest.raises(ValueError, match=f"each from 0 to 299; got {found}: is this the model's tokenizer"):
             list(stream(model, ids, 1))
+
+
+def test_a_wrong_length_or_seed_is_named_before_anything_is_computed(model, tokenizer, reads):
+    for count in (0, -1, 2.5, True, None, "9"):
+        with pytest.raises(ValueError, match=rf"max_new_tokens is {count!r}; it must be an integer of at least 1"):
+            generate(model, tokenizer, "Lily", count)
+    for seed in (1.5, "1", True, 2**64, -(2**63) - 1):
+        with pytest.raises(ValueError, match=rf"seed is {seed!r}; it must be an integer of 64 bits, or None"):
+            generate(model, tokenizer, "Lily", 3, seed=seed)
+    for seeds in ([1], [1, 2, 3], []):
+        with pytest.raises(ValueError, match=f"there are {len(seeds)} seeds for 2 prompts; each prompt needs one"):
+            generate_batch(model, tokenizer, ["A", "B"], 3, seeds=seeds)
+    assert not reads
+
+
+NUMBERS = st.sampled_from(
+    [0, 1, -1, 5e-324, 1e-50, 1e-38, 0.8, 1e6, 2**70, float("nan"), float("inf"), True, "1", 1e-7]
+)
+NUMBERS |= st.none() | st.floats() | st.integers()
+
+
+@settings(max_examples=300)
+@given(NUMBERS, NUMBERS, NUMBERS, st.integers(-2, 3) | NUMBERS.filter(lambda it: not isinstance(it, int)), NUMBERS)
+@example(1e-50, None, None, 3, 1)
+@example(np.float32(0.8), np.int64(3), np.float32(0.9), np.int32(2), np.uint64(7))
+@example(0.8, None, 5e-324, 3, -(2**63))
+@example(5e-324, 2, 1e-300, 3, 2**64 - 1)
+@example(100, 2**70, 1, 3, None)
+def test_any_setting_gives_ids_of_the_vocabulary_and_finite_probabilities_or_a_valueerror(
+    model, temperature, top_k, top_p, count, seed
+):
+    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    try:
+        ids = list(stream(model, START, count, **filters, seed=seed))
+    except ValueError as error:
+        assert "; it must be a" in str(error)
+        return
+    assert len(ids) == count and all(0 <= token < 300 for token in ids)
+    probabilities = next_token_probabilities(torch.tensor([3.0, 1e4, -1e4, 1e4, 0.0]), **filters)
+    assert (probabilities >= 0).all() and probabilities.sum().item() == pytest.approx(1, abs=1e-5)
 
 
 # --- stories ----------------------------------------------------------------------------------------------------------
@@ -247,6 +293,19 @@ def test_a_story_begins_with_its_prompt_or_after_the_end_of_the_text_and_comes_w
         generated = {"prompt": prompt, "story": prompt + tokenizer.decode(new).rstrip("\ufffd"), "ended": len(new) < 12}
         assert row == generated | filters | {"seed": seed, "max_new_tokens": 12}
         assert generate(model, tokenizer, prompt, 12, **filters, seed=seed) == row["story"]
+
+
+@pytest.mark.parametrize("prompt", ["Lily found", "", "Lily\n", "Lily,\n\n", "Lily  found"])
+def test_spaces_at_the_end_of_a_prompt_change_nothing(model, tokenizer, prompt):
+    (plain, *spaced) = generate_batch(model, tokenizer, [prompt, prompt + " ", prompt + "   "], 12, seeds=[1] * 3)
+    assert spaced == [plain] * 2 and plain["story"].startswith(prompt)
+    assert encode_prompt(tokenizer, prompt + " ") == encode_prompt(tokenizer, prompt)
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt)) == prompt, "everything else of it is read"
+
+
+def test_a_story_has_no_double_space_where_its_prompt_ended_in_a_space(tokenizer):
+    certain = Certain(tokenizer.token_to_id("Ġfound"))
+    assert generate(certain, tokenizer, "Lily ", 2) == "Lily found found"
 
 
 def test_a_run_keeps_ten_stories_of_its_prompts_in_turn_the_same_at_every_call(model, tokenizer):

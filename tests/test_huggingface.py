@@ -25,11 +25,11 @@ from tinystories_lab.checkpoint import load_checkpoint, load_model, save_checkpo
 from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.files import read_rows
 from tinystories_lab.generate import generate, generate_samples, stream
-from tinystories_lab.integrations.huggingface import export_hugging_face, load_llama
+from tinystories_lab.integrations.huggingface import export_hugging_face, load_llama, load_llama_tokenizer
 from tinystories_lab.model import GPTConfig, new_model
 from tinystories_lab.notebook.playground import story_playground
 from tinystories_lab.run import save_config
-from tinystories_lab.tokenizer import encode_prompt, eos_id, load_tokenizer, save_tokenizer, train_tokenizer
+from tinystories_lab.tokenizer import encode_prompt, eos_id, save_tokenizer, train_tokenizer
 
 CONFIG = GPTConfig(vocab_size=300, n_layer=2, n_head=4, d_model=64, max_len=64)
 IDS = torch.randint(300, (3, 64), generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def run_dir(lab, uninterrupted, tokenizer, tmp_path_factory):
     model = load_model(write_final(plan.run_dir, CONFIG) / "final.pt")
     samples = generate_samples(model, tokenizer, 12, PROMPTS)[:4]
     samples[0]["story"] += "{{ 7 * 7 }}\n---\n| <b>"
-    save_samples(plan.run_dir, "before", [{"story": "x x"}])
+    save_samples(plan.run_dir, "before", [samples[0] | {"story": "x x"}])
     save_samples(plan.run_dir, "after", samples)
     return plan.run_dir
 
@@ -136,6 +136,28 @@ def test_the_pipeline_generates_the_same_greedy_story_from_the_folder_alone(mode
     settings = generator.model.generation_config
     assert (settings.do_sample, settings.temperature, settings.top_k) == (True, 0.8, 50), "those of the lab"
     assert generator("Ben")[0]["generated_text"].startswith("Ben")
+
+
+@torch.no_grad()
+def test_a_batch_of_prompts_gives_the_stories_and_logits_of_each_prompt_alone(models, folder, tokenizer):
+    theirs, prompts = (
+        AutoTokenizer.from_pretrained(folder),
+        ["Lily found a", "Ben", "The little dog wanted", "Ben found a red"],
+    )
+    settings = {"max_new_tokens": 30, "do_sample": False}
+    batch = theirs(prompts, padding=True, return_tensors="pt")
+    assert set(batch) == {"input_ids", "attention_mask"} and not batch["attention_mask"][:, 0].all(), "padded left"
+    together = theirs.batch_decode(models[1].generate(**batch, **settings), skip_special_tokens=True)
+    for prompt, text in zip(prompts, together, strict=True):
+        ids = tokenizer.encode(prompt).ids
+        assert text == tokenizer.decode(ids + greedy(models[0], ids, eos_id(tokenizer)))
+        alone = models[1].generate(**theirs(prompt, return_tensors="pt"), **settings)[0]
+        assert text == theirs.decode(alone, skip_special_tokens=True)
+    theirs.padding_side = "right"
+    batch = theirs(prompts, padding=True, return_tensors="pt")
+    for prompt, logits in zip(prompts, models[1](**batch).logits, strict=True):
+        alone = models[1](**theirs(prompt, return_tensors="pt")).logits[0]
+        assert (logits[: len(alone)] - alone).abs().max() < 1e-4
 
 
 def test_any_text_has_the_same_tokens_in_transformers_and_comes_back(models, tokenizer, folder):
@@ -263,6 +285,22 @@ def test_a_missing_or_damaged_file_is_named(folder, tmp_path, name):
         load_llama(path.parent)
 
 
+def test_a_guest_that_is_no_folder_here_is_refused_with_the_way_to_download_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for guest, name in (("ada/llama", "ada/llama"), ("gest", "owner/name"), ("~/gest", "owner/name")):
+        with pytest.raises(
+            FileNotFoundError, match=rf"no folder .*: .*run `hf download {name} --local-dir guest` first"
+        ):
+            load_llama(guest)
+    copy = shutil.copytree(folder, tmp_path / "guest")
+    assert load_llama("~/guest").config == CONFIG and load_llama_tokenizer("~/guest")
+    for content, error in (("{", ValueError), (None, FileNotFoundError)):
+        (copy / "tokenizer.json").write_text(content) if content else (copy / "tokenizer.json").unlink()
+        with pytest.raises(error, match=r"no readable .*tokenizer\.json: save the model's tokenizer there") as refused:
+            load_llama_tokenizer(copy)
+        assert "02_tokenizer" not in str(refused.value), "that one writes the tokenizer of another model"
+
+
 def test_the_card_states_what_the_files_of_the_run_state(run_dir, folder):
     card, run = ModelCard.load(folder / "README.md"), run_results(run_dir)
     metadata = {"license": "other", "library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -275,6 +313,7 @@ def test_the_card_states_what_the_files_of_the_run_state(run_dir, folder):
         "| 12 of 4 x 16 tokens, adamw |",
         "seeds 0, 1, 2.",
         "made_up.txt",
+        "A prompt must not end in a space",
         "their owners",
     ):
         assert expected in card.text, expected
@@ -326,7 +365,7 @@ def guest(tmp_path_factory, stories):
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
     llama(folder, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=20)
-    return load_llama(folder), load_tokenizer(folder / "tokenizer.json")
+    return load_llama(folder), load_llama_tokenizer(folder)
 
 
 def test_a_guest_generates_stories_with_their_spaces_from_its_own_first_token(guest):

@@ -1,5 +1,7 @@
 """Metrics of stories that can be worked out by hand."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,11 +44,14 @@ def test_no_pair_or_triple_of_words_runs_across_stories():
     assert story_metrics(rows("a b", "b a"), set())["distinct_bigrams"] == 1
 
 
-def test_an_empty_story_counts_as_no_words_and_only_such_are_refused():
-    assert story_metrics(rows("a b c d", ""), {"a"})["words"] == 2
-    for stories in ([], [""], ["...", "!"]):
-        with pytest.raises(ValueError, match=r"no words in these stories: generate some first \(04_generate\)"):
-            story_metrics(rows(*stories), {"a"})
+def test_a_story_without_words_counts_as_no_words_and_fractions_of_no_words_are_undefined():
+    assert story_metrics(rows("a b c d", "..."), {"a"})["words"] == 2
+    for stories in ([""], ["...", "!"]):
+        undefined = dict.fromkeys(("known_words", "distinct_words", "distinct_bigrams", "distinct_trigrams"), math.nan)
+        expected = {"words": 0, "ended": 1} | undefined
+        assert story_metrics(rows(*stories), {"a"}) == pytest.approx(expected, nan_ok=True)
+    with pytest.raises(ValueError, match=r"there are no stories to measure: generate some first \(04_generate\)"):
+        story_metrics([], {"a"})
 
 
 def test_training_words_are_those_of_the_first_stories(data_dir, tokenizer, stories):

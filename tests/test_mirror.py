@@ -17,7 +17,7 @@ from tinystories_lab.checkpoint import load_checkpoint, save_checkpoint
 from tinystories_lab.config import TrainConfig
 from tinystories_lab.durability import mirror
 from tinystories_lab.durability.manifest import copy_in_place, read_manifest
-from tinystories_lab.durability.mirror import _MIRROR_SLOTS, _RUN_FILES, DATA_FILES, Mirror
+from tinystories_lab.durability.mirror import _DATA_FILES, _MIRROR_SLOTS, _RUN_FILES, Mirror
 from tinystories_lab.files import append_row, read_rows, sha256_of
 from tinystories_lab.model import new_model
 from tinystories_lab.pipeline import train_run
@@ -117,7 +117,7 @@ def test_the_mirror_has_a_fixed_set_of_files_smaller_than_three_checkpoints(mach
     assert set(there) <= {*_RUN_FILES, *_MIRROR_SLOTS, *_MIRROR_SLOTS.values(), "manifest.json", "writer.json"}
     assert sum(there.values()) < 3 * (machine.run_dir / "last.pt").stat().st_size
     assert {path.name for path in (machine.root / "data" / machine.data_dir.name).iterdir()} == {
-        *DATA_FILES,
+        *_DATA_FILES,
         "manifest.json",
     }
 
@@ -227,7 +227,7 @@ def test_everything_is_restored_on_a_new_machine(machine, tmp_path):
         (machine.run_dir / name).write_bytes(name.encode())
     machine.copy()
     before = {path.name: path.read_bytes() for path in machine.run_dir.iterdir()}
-    data = {name: (machine.data_dir / name).read_bytes() for name in DATA_FILES}
+    data = {name: (machine.data_dir / name).read_bytes() for name in _DATA_FILES}
     machine.lose()
     machine.data_dir = tmp_path / "elsewhere" / machine.data_dir.name
     assert machine.mirror().restore()["step"] == 10
@@ -494,11 +494,11 @@ def test_a_disk_that_returns_empty_is_filled_again(machine, quick):
     machine.save(10)
     with machine.mirror() as copy:
         copy.update()
-        until(lambda: copy.step == 10 and read_manifest(copy.data_mirror_dir).keys() == set(DATA_FILES))
+        until(lambda: copy.step == 10 and read_manifest(copy.data_mirror_dir).keys() == set(_DATA_FILES))
         shutil.rmtree(machine.root)
         copy.update()
         until(lambda: machine.slots())
-    assert {path.name for path in copy.data_mirror_dir.iterdir()} >= set(DATA_FILES)
+    assert {path.name for path in copy.data_mirror_dir.iterdir()} >= set(_DATA_FILES)
 
 
 def test_a_disk_that_is_missing_at_the_start_is_used_once_it_returns(machine, quick):

@@ -6,14 +6,23 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
+import micro
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from tinystories_lab.analysis.evaluation import find_other_run, half_size
+from tinystories_lab.files import read_log
+from tinystories_lab.notebook.live import LiveRun
+from tinystories_lab.pipeline import train_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from notebooks import NOTEBOOKS, ROOT, repository, strip
@@ -113,7 +122,7 @@ class TestEachNotebook:
 
     def test_every_assertion_has_a_message(self, name):
         for cell in code_cells(name):
-            for statement in ast.walk(ast.parse(re.sub(r"^\s*[!%].*", "", cell.source, flags=re.MULTILINE))):
+            for statement in ast.walk(ast.parse(re.sub(r"^( *)[!%].*", r"\1pass", cell.source, flags=re.MULTILINE))):
                 assert not isinstance(statement, ast.Assert) or statement.msg, cell.id
 
     def test_it_ends_with_common_failures_exercises_and_the_files_written(self, name):
@@ -152,10 +161,62 @@ def test_04_generates_from_last_pt_if_training_is_not_finished(name, uninterrupt
     )
 
 
+def test_the_set_up_cell_looks_for_the_last_file_that_git_writes():
+    (name,) = re.findall(r'exists\("/content/lab/(.*?)"\)', code_cells(NAMES[0])[0].source)
+    paths = [*ROOT.glob("*"), *(path for path in (ROOT / name).parent.rglob("*") if "__pycache__" not in path.parts)]
+    assert name == max(path.relative_to(ROOT).as_posix() for path in paths if path.suffix != ".egg-info")
+
+
+def source_of(name: str, cell_id: str) -> str:
+    return next(cell.source for cell in READ[name].cells if cell.id == cell_id)
+
+
+@pytest.mark.parametrize(("row", "duplicates"), [("A frog sat on a log. ", 2), ("A frog sat on a log.,", 1)])
+def test_the_first_exercise_of_01_works_as_it_is_told(row, duplicates):
+    cell, last = source_of("01_prepare", "clean-five"), '"Sam sat on the frog."]'
+    assert last in cell and "with one space more at the end" in source_of("01_prepare", "failures")
+    names = {}
+    exec(cell.replace(last, f'"Sam sat on the frog.", {row!r}]'), names)
+    assert names["report"].duplicates == duplicates
+
+
+def test_the_last_exercise_of_05_trains_a_run_that_the_next_cell_finds_by_its_name(
+    uninterrupted, lab, tmp_path, capsys
+):
+    plan = lab(shutil.copytree(uninterrupted(), tmp_path / "runs" / "mine"))
+    (code,) = re.findall(r"```python\n(.*?)```", source_of("05_retrospective", "failures"), re.DOTALL)
+    names = {"half_size": half_size, "half": half_size(plan), "LiveRun": LiveRun, "train_run": train_run}
+    for _ in range(2):  # a second time, it is there
+        exec(textwrap.dedent(code), names | {"after": [{"prompt": "Lily"}]})
+        name = capsys.readouterr().out.splitlines()[-1]
+        assert find_other_run(plan, name) == tmp_path / "runs" / "mine-half-half"
+
+
+def test_the_check_of_03_says_what_to_do_for_any_total_steps(uninterrupted):
+    names = {"read_log": read_log, "lab": SimpleNamespace(run_dir=uninterrupted()), "model_config": micro.MODEL}
+    for total_steps, advice in ((24, "step 12 of 24: run the training cell again"), (6, "past total_steps 6: raise")):
+        with pytest.raises(AssertionError, match=advice):
+            exec(
+                source_of("03_train", "curve-plot"),
+                names | {"config": replace(micro.TRAIN, total_steps=total_steps), "untrained": 9.0},
+            )
+
+
+def test_a_cell_that_writes_to_the_data_folder_holds_its_lock():
+    tree = ast.parse("\n".join(source_of("02_tokenizer", cell) for cell in ("train-bpe", "write-bins")))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
+    assert all(ast.unparse(block.items[0]) == "data_lock(lab.data_dir)" for block in blocks)
+    writes = {"save_tokenizer": 1, "write_bin": 2}
+    for where in (tree, ast.Module(blocks, [])):
+        called = [node.func.id for node in ast.walk(where) if isinstance(node, ast.Call) and hasattr(node.func, "id")]
+        assert {name: called.count(name) for name in writes} == writes
+
+
 @pytest.mark.skipif(not repository().startswith("OWNER/"), reason="the repository is set")
 def test_on_colab_an_unset_repository_is_refused_before_anything_is_downloaded(tmp_path):
+    not_installed = nbformat.v4.new_code_cell("import sys\nsys.modules['tinystories_lab'] = None")
     with pytest.raises(CellExecutionError, match="Set REPOSITORY above"):
-        run_cells(code_cells(NAMES[0])[:1], tmp_path, COLAB_RELEASE_TAG="release")
+        run_cells([not_installed, *code_cells(NAMES[0])[:1]], tmp_path, COLAB_RELEASE_TAG="release")
 
 
 def test_one_command_sets_the_repository_everywhere(tmp_path):

@@ -73,7 +73,7 @@ def test_a_story_only_grows_and_becomes_the_one_that_generate_returns(model, tok
         (PROMPTS[0], 30, 0, SETTINGS),
         ("Ben 🐉", 10, 0, {"temperature": 0, "top_k": None, "top_p": None}),
         ("", 5, 3, {"temperature": 0.8, "top_k": 5, "top_p": 0.9}),
-        (END_OF_TEXT, 0, 0, SETTINGS),
+        (END_OF_TEXT, 1, 0, SETTINGS),
     ):
         *growing, last = stories = list(_stream_story(model, tokenizer, prompt, length, 0, seed=seed, **settings))
         (row,) = generate_batch(model, tokenizer, [prompt], length, seeds=[seed], **settings)
@@ -199,6 +199,14 @@ def test_a_new_prompt_ends_the_story_and_shows_what_may_follow_it(page, model, t
     assert page.probabilities.value == _probabilities_html(model, tokenizer, story, **SETTINGS)
     page.to_the_end()
     assert page.story.value == shown
+
+
+def test_a_prompt_with_spaces_at_its_end_gives_the_page_of_the_prompt_without_them(page):
+    shown = []
+    for prompt in ("Lily found", "Lily found  "):
+        page.prompt.value = prompt
+        shown.append((page.story.value, page.probabilities.value, page.generate_to_the_end(), page.probabilities.value))
+    assert shown[0] == shown[1]
 
 
 def test_any_prompt_can_be_continued(page):

@@ -1,9 +1,11 @@
 """colab_setup.sh, with a stand-in for Python that records what the script asks pip for."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ case "$*" in
     "-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
     "-m pip list"*) echo "torch==2.11.0+cu128" ;;
     "-m pip install"*) echo "$*" >>"{log}" ;;
+    *"find_spec"*) exit {incomplete} ;;
     *"torch.__version__"*) echo 2.13.0 ;;
 esac
 """
@@ -38,8 +41,12 @@ def setup(tmp_path):
         path.chmod(path.stat().st_mode | stat.S_IEXEC)
         return str(path)
 
-    def run(*arguments, version="3.12.1", colab=False, supported=True, venv=True, **scripts):
-        answers = {"not_colab": int(not colab), "unsupported": int(not supported), "no_venv": int(not venv)}
+    def run(*arguments, version="3.12.1", colab=False, supported=True, venv=True, complete=True, **scripts):
+        answers = {"incomplete": int(not complete)} | {
+            "not_colab": int(not colab),
+            "unsupported": int(not supported),
+            "no_venv": int(not venv),
+        }
         python = tool("python3", PYTHON.format(version=version, log=log, **answers))
         tool("nvidia-smi", scripts.pop("nvidia_smi", "#!/bin/sh\nexit 1\n"))
         for name, script in scripts.items():
@@ -77,6 +84,29 @@ def test_a_second_run_installs_nothing_unless_the_requirements_have_changed(setu
     with open(tmp_path / "checkout" / "requirements.txt", "a") as file:
         file.write("another>=1\n")
     assert setup("--dev")[2]
+
+
+def test_an_environment_whose_packages_cannot_be_found_is_made_again_although_it_was_set_up_before(setup, tmp_path):
+    setup()
+    python = tmp_path / "checkout" / ".venv" / "bin" / "python"
+    python.write_text(python.read_text().replace('*"find_spec"*) exit 0', '*"find_spec"*) exit 1'))
+    (tmp_path / "checkout" / ".venv" / "left over").touch()
+    status, said, asked = setup()
+    assert status == 0 and len(asked) == 2 and "making .venv" in said
+    assert setup()[2] == [], "now it is complete"
+
+
+def test_packages_that_cannot_be_found_after_their_installation_are_named_and_nothing_counts_as_set_up(setup):
+    for _ in range(2):
+        status, said, asked = setup(complete=False)
+        assert status == 1 and "delete .venv and run this again" in said and len(asked) == 2
+
+
+def test_the_real_check_finds_what_is_installed_and_nothing_in_the_current_folder(tmp_path):
+    (check,) = re.findall(r"-I -c '(.*?)'", (ROOT / "colab_setup.sh").read_text(), re.DOTALL)
+    assert subprocess.run([sys.executable, "-I", "-c", check], cwd=tmp_path).returncode == 0
+    bare = subprocess.run([sys.executable, "-S", "-I", "-c", check], cwd=ROOT)
+    assert bare.returncode == 1, "without site-packages, only this folder has the package"
 
 
 def test_an_environment_for_a_run_is_not_enough_for_the_tests(setup):

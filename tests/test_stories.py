@@ -3,18 +3,23 @@
 import json
 import os
 import random
+import re
+import subprocess
+import sys
 import tracemalloc
 import warnings
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import datasets
 import micro
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinystories_lab import files as files_module
 from tinystories_lab.analysis.memorization import memorization_overlaps
 from tinystories_lab.analysis.metrics import training_words
 from tinystories_lab.analysis.next_token import top_next_tokens
@@ -23,7 +28,7 @@ from tinystories_lab.checkpoint import load_model
 from tinystories_lab.data import stories
 from tinystories_lab.data.stories import CleanReport, StoryTexts, _fix_mojibake, load_stories, open_stories
 from tinystories_lab.data.text import PROMPTS, prompts_for, words_of
-from tinystories_lab.files import read_rows
+from tinystories_lab.files import read_rows, sha256_of
 from tinystories_lab.model import GPTConfig
 from tinystories_lab.notebook.diagrams import windows
 from tinystories_lab.notebook.figures import probabilities_at_temperatures
@@ -105,7 +110,7 @@ def test_the_hubs_own_split_is_kept_without_validation_stories_that_also_appear_
     assert texts_of(splits) == {"train": ["One.", "Two.", "“Three,” said Zoë."], "validation": ["Four.", "Five."]}
     examples = report.examples | {"empty": ["''"] * 2, "repaired": [damage("“Three,” said Zoë.")]}
     assert examples["in_train"] == ["Two.", "“Three,” said Zoë."]
-    assert report == CleanReport("tinystories", 3, 2, 2, 2, 2, 1, examples)
+    assert report == CleanReport("tinystories", 3, 2, 2, 2, 2, 1, examples, rows=11)
 
 
 def test_the_report_counts_all_but_keeps_three_short_examples_of_each():
@@ -131,12 +136,20 @@ def test_the_report_as_a_sentence_gives_every_count():
         "hub: 1,001 stories to train on and 22 for validation; dropped 303 empty rows, 4,004 duplicates and "
         "55 validation stories that also appear in train; repaired 606"
     )
+    notes = [f"note {number}" for number in range(9)]
+    skipped = {"another type (.md)": 3_000, "hidden": 1}
+    assert str(CleanReport("mine", 5, 1, duplicates=2, in_train=1, skipped=skipped, notes=notes)).splitlines() == [
+        "mine: 5 stories to train on and 1 for validation; "
+        "dropped 2 duplicates and 1 validation stories that also appear in train",
+        "not read: another type (.md): 3,000, hidden: 1",
+        *notes[:5],
+        "and 4 more such notes",
+    ]
+    assert str(CleanReport("mine", 5, 1)) == "mine: 5 stories to train on and 1 for validation"
 
 
 # --- mojibake ---------------------------------------------------------------------------------------------------------
 
-# What English stories contain and wrong decoders break. No û: see the last text of CORRECT.
-OFTEN_DAMAGED = "“”‘’–—…•†‹›€™àáâãäåæçèéêëìíîïñòóôõöøùúüýÿ«»¿¡£©®°½\u00a0🦊😀🎈🐶🙂"
 CORRECT = [
     "“It’s late,” said the fox — and ran… ‘Wait!’ 🦊👨‍👩‍👧 🙂",
     "Il est allé « à la plage » — où ça ? À l’école, bien sûr ! « C’est dû », dit-il.",
@@ -151,8 +164,17 @@ CORRECT = [
 ]
 
 
-@given(st.text(OFTEN_DAMAGED + "abcxyz ABC.,!?\n'\""))
-def test_damaged_quotes_dashes_accents_and_emoji_are_repaired(text):
+LETTERS = (
+    "abc ABC. être à l’école garçon où maçã irmã às pão ðað þú hún ný café äöü àá âã åæ çè éê ëì íî ïñ òó ôõ öø ùú í"
+)
+TITLES = "Sébastien König Bär Tür Bøf Hún Más Fëmijë Sûr Tôi Côte Dîner Título Até Dívka"
+SIGNS = "“Hi,” ‘no’ – — … • † ‹x› €5 ™ 🦊😀 🎈🐶🙂 £5 ¡Hola! ¿Qué © ® 20°C ½ dit-il »,|«\u00a0allé\u00a0»|crié\u00a0: «\u00a0là\u00a0!\u00a0»|\u00a0"
+DAMAGED_WORDS = [word for text in (LETTERS, TITLES, SIGNS) for word in re.split("[ |]", text)]
+
+
+@given(st.lists(st.sampled_from(DAMAGED_WORDS)), st.sampled_from([" ", "\n", ", ", ". "]))
+def test_damaged_quotes_dashes_accents_and_emoji_are_repaired(words, between):
+    text = between.join(words)
     assert _fix_mojibake(damage(text)) == text
 
 
@@ -170,6 +192,84 @@ def test_every_last_byte_of_damaged_punctuation_is_known():
 @pytest.mark.parametrize("text", CORRECT)
 def test_correct_text_comes_back_unchanged(text):
     assert _fix_mojibake(text) == text
+
+
+# In lower, upper and title case, these have all letters that look like damage: Ã and Â at the end and the start of words.
+LANGUAGES = {
+    "Portuguese": "amanhã cedo a irmã fez lã, maçã, romã e pão; âncora à beira d’água, você não vê o avô ângela",
+    "Vietnamese": "đã ngã mã tôi là câu ấy ân cần ăn cơm, bà lã dã sâu â ã trẻ em về nhà",
+    "Turkish": "kâğıt hâlâ rüzgâr âşık lâle dükkân çocuk şimdi güneş ığdır yârâ",
+    "Romanian": "când lângă râu mâine pâinea română sânt ântâi â şi ţară, în colină, a hotărâ",
+    "French": "âne château là où ça déjà été l’âme à la forêt, âge, hâte, noël, œuf, dû",
+    "Spanish": "niño mañana árbol corazón ¿qué? ¡vámonos! pingüino él único índice 1º 2ª",
+    "German": "mädchen könig tür straße bär äpfel über fröhlich süß",
+    "Icelandic": "það þú hún ný ær í á ég börnin sögðu ævintýri",
+    "Czech": "kůň žába dítě říká večer čas ďábel úplně",
+    "Polish": "żółw łąka źrebię gęś dziś ósmy cię książę",
+    "Albanian": "është një fëmijë përrallë çaj ëndërr",
+    "Galician": "mañá irmá chã lã ourã avoã",
+    "Guarani": "ã kuñã mitã ava ñande porã hã",
+    "Estonian": "öö päev õunad ühel väike mõõk šokolaad",
+}
+CASES = (str.lower, str.upper, str.title)
+AFTER = [
+    "\u00a0",
+    "»",
+    "«",
+    "ª",
+    "º",
+    "°",
+    "®",
+    "©",
+    '"',
+    ".",
+    "¹",
+    "²",
+    "´",
+    "·",
+    "¡",
+    "¿",
+    "!",
+    "\u00a0»",
+    "»\u00a0",
+    "¨",
+]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_healthy_words_of_any_language_and_case_come_back_unchanged_whatever_sign_follows(language):
+    words = LANGUAGES[language].split()
+    for case in CASES:
+        assert _fix_mojibake(case(LANGUAGES[language])) == case(LANGUAGES[language])
+        for sign in AFTER:
+            for word in map(case, words):
+                for text in (
+                    f"{word}{sign}",
+                    f"«{word}{sign} ",
+                    f"« {word}{sign}{case('cedo')} ",
+                    f"“{word} {word}{sign}",
+                ):
+                    if word.upper() not in ("Â", "Ã") or text.startswith("«" + word + "»"):  # letters that are a word
+                        assert _fix_mojibake(text) == text
+            sentence = sign.join(map(case, (word for word in words if len(word) > 1)))
+            if case is str.upper or sign in ('"', ".", "!"):
+                assert _fix_mojibake(sentence) == sentence
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_damaged_lower_case_text_of_any_language_is_repaired(language):
+    old = re.compile(rf"â[€‚„]{stories._CONTINUATION}|(?!Ã»(?!\w))[ÂÃ][\u00a0-\u00bf]")
+    for text in (LANGUAGES[language], *LANGUAGES[language].split()):
+        repaired = _fix_mojibake(damage(text))
+        assert not old.search(repaired), "what was repaired before is repaired still"
+        assert repaired == text or re.search("[ÄÅ][\x80-\u2122]|Ã[^\u00a0-\u00bf]|áº|á»|Æ", damage(text))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_second_repair_of_any_language_changes_nothing(language):
+    for case in CASES:
+        once = _fix_mojibake(damage(case(LANGUAGES[language])))
+        assert _fix_mojibake(once) == once
 
 
 @given(st.lists(st.sampled_from([word for text in CORRECT for word in text.split()])), st.sampled_from(" \n"))
@@ -293,8 +393,7 @@ def test_another_request_is_read_again(tmp_path, change):
     assert before != after == texts_of(load_stories(path, tmp_path / "other", **change)[0])
 
 
-def test_another_source_a_changed_file_and_a_file_added_to_a_folder_are_read_again(tmp_path):
-    load_stories("toyland", tmp_path / "data", max_stories=9)
+def test_a_changed_file_and_a_file_added_to_a_folder_are_read_again(tmp_path):
     (tmp_path / "mine").mkdir()
     path = tmp_path / "mine" / "a.jsonl"
     for texts, time in ((tales(9), 1), (tales(9, "dog"), 2), (tales(11), 2)):  # of equal length, then of equal age
@@ -303,7 +402,7 @@ def test_another_source_a_changed_file_and_a_file_added_to_a_folder_are_read_aga
         splits, report = load_stories(path, tmp_path / "data")
         assert all_of(splits) == sorted(texts) and report.source == str(path)
     for count in (11, 12):
-        assert len(all_of(load_stories(tmp_path / "mine", tmp_path / "data")[0])) == count
+        assert len(all_of(load_stories(tmp_path / "mine", tmp_path / "other")[0])) == count
         write(tmp_path / "mine" / "b.jsonl", ["Another story."])
 
 
@@ -325,9 +424,9 @@ def test_max_stories_stops_reading_early(tmp_path):
 @pytest.mark.parametrize("texts", [[], ["One."], ["One.", "One.", ""]])
 def test_fewer_than_two_stories_are_refused_with_what_was_dropped(tmp_path, texts):
     path = write(tmp_path / "s.jsonl", texts)
-    kept, empty, duplicates = len(set(texts) - {""}), texts.count(""), max(0, len(texts) - 2)
-    dropped = rf"\({empty} empty rows and {duplicates} duplicates dropped\); at least 2"
-    with pytest.raises(ValueError, match=rf"s\.jsonl gave {kept} stories .*{dropped}"):
+    kept, empty, duplicates = len(set(texts) - {""}), texts.count("") or not texts, max(0, len(texts) - 2)
+    dropped = rf"\({int(empty)} empty rows and {duplicates} duplicates dropped\); at least 2"
+    with pytest.raises(ValueError, match=rf"s\.jsonl gave {kept} stor(y|ies) .*{dropped}"):
         load_stories(path, tmp_path / "data")
     assert list((tmp_path / "data" / "stories").iterdir()) == []
 
@@ -366,6 +465,217 @@ def test_an_interrupted_load_keeps_the_old_stories_and_the_next_one_reads_again(
 def test_stories_that_were_never_prepared_name_the_notebook_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no cleaned stories in .*: run 01_prepare \(or `prepare`"):
         open_stories(tmp_path)
+
+
+# --- another source, damage, and another session ----------------------------------------------------------------------
+
+
+def state_of(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+REFUSED = (
+    r"{there} holds the stories of {old}, not of {new}: use another data name \(--data NAME .* or remove that folder"
+)
+
+
+@pytest.mark.parametrize("damage_report", [None, b"", b"[]", "remove"])
+def test_the_stories_of_another_source_are_refused_before_anything_there_changes(tmp_path, monkeypatch, damage_report):
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "ben").mkdir()
+    anna, ben = (write(tmp_path / name / "stories.jsonl", tales(9, name)) for name in ("anna", "ben"))
+    there = tmp_path / "data"
+    load_stories(anna, there)
+    sidecar = {"tokens": 9, "stories": 1, "bytes": 1, "vocab_size": 1, "dtype": "uint16", "tokenizer_sha256": ""}
+    (there / "train.json").write_text(json.dumps(sidecar | {"sha256": "", "source": str(anna)}))
+    report = there / "stories" / "report.json"
+    if damage_report == "remove":
+        report.unlink()
+    elif damage_report is not None:
+        report.write_bytes(damage_report)
+    before = state_of(there)
+    for source in (ben, "toyland", "tinystories", tmp_path / "anna"):
+        message = REFUSED.format(there=there, old=anna, new=source)
+        with pytest.raises(ValueError, match=message):
+            load_stories(source, there)
+    assert state_of(there) == before
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("anna")
+    for source in ("anna/stories.jsonl", "./ben/../anna/stories.jsonl", "link/stories.jsonl"):  # the same file
+        assert all_of(load_stories(source, there)[0]) == sorted(tales(9, "anna"))
+
+
+def test_the_stories_of_one_hub_dataset_are_not_those_of_another(on_hub, tmp_path):
+    on_hub(train=tales(9))
+    load_stories("ada/tales", tmp_path)
+    with pytest.raises(ValueError, match=REFUSED.format(there=tmp_path, old="ada/tales", new="ada/other")):
+        load_stories("ada/other", tmp_path)
+
+
+def test_a_source_named_relatively_is_known_by_its_absolute_path_in_another_folder(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "s.jsonl", tales(9))
+    monkeypatch.chdir(tmp_path)
+    load_stories("s.jsonl", tmp_path / "data")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(stories, "read_source", None)  # reading again would raise
+    assert load_stories(path, tmp_path / "data")[1].source == "s.jsonl" and not capsys.readouterr().out
+
+
+def test_a_line_says_why_stories_are_prepared_again_and_only_then(tmp_path, capsys, monkeypatch):
+    path, there = write(tmp_path / "s.jsonl", tales(9)), tmp_path / "data"
+
+    def said(**options):
+        load_stories(path, there, **options)
+        return capsys.readouterr().out
+
+    assert said() == said() == ""
+    assert said(max_stories=8) == "the stories are prepared again: max_stories was None and is now 8\n"
+    os.utime(path, ns=(0, 0))
+    assert said(max_stories=8, seed=3) == (
+        "the stories are prepared again: seed was 0 and is now 3, the files have changed\n"
+    )
+    (there / "stories" / "train.arrow").unlink()
+    assert f"again: there is no {there / 'stories' / 'train.arrow'}\n" in said(max_stories=8, seed=3)
+    (there / "stories" / "report.json").write_bytes(b"{")
+    assert f"again: {there / 'stories' / 'report.json'} is damaged (" in said(max_stories=8, seed=3)
+    assert said(max_stories=8, seed=3) == ""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A source, a data folder with its stories, and the bytes of its files; restore them after a change."""
+    folder = tmp_path_factory.mktemp("prepared")
+    path = write(folder / "s.jsonl", [*tales(40), ""])
+    load_stories(path, folder / "data")
+    return path, folder / "data", {file: file.read_bytes() for file in (folder / "data" / "stories").iterdir()}
+
+
+def damages(data):
+    """Strategies for the bytes of a damaged file: cut off, a part replaced or removed, a bit flipped, or others."""
+    place = st.integers(0, len(data) - 1)
+    flipped = st.builds(
+        lambda at, bit: data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :], place, st.integers(0, 7)
+    )
+    replaced = st.builds(
+        lambda at, new: data[:at] + new + data[at + len(new) :], place, st.binary(min_size=1, max_size=99)
+    )
+    removed = st.builds(lambda at, size: data[:at] + data[at + size :], place, st.integers(1, 99))
+    return st.one_of(place.map(lambda at: data[:at]), flipped, replaced, removed, st.binary(max_size=99), st.just(None))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_damaged_stories_are_refused_in_a_sentence_without_a_change_and_made_again(prepared, data):
+    path, there, contents = prepared
+    file = data.draw(st.sampled_from(sorted(contents)))
+    damaged = data.draw(damages(contents[file]))
+    for other, content in contents.items():
+        other.write_bytes(content)
+    file.unlink()
+    if damaged is not None:
+        file.write_bytes(damaged)
+    before = state_of(there)
+    try:
+        splits, report = open_stories(there)
+        opened = texts_of(splits), str(report)
+    except (FileNotFoundError, ValueError) as error:
+        again = "first" if isinstance(error, FileNotFoundError) else "again"
+        assert str(error).endswith(f": run 01_prepare (or `prepare` in the shell) {again}") and "\n" not in str(error)
+        opened = None
+    assert state_of(there) == before
+    if file.suffix == ".arrow":
+        assert (opened is None) == (damaged != contents[file])
+    if opened:
+        assert sorted(text for texts in opened[0].values() for text in texts) == sorted(tales(40))
+    try:
+        splits, report = load_stories(path, there)
+    except ValueError as error:  # the name of the source is damaged
+        assert "holds the stories of" in str(error) and state_of(there) == before
+    else:
+        assert all_of(splits) == sorted(tales(40)) and all_of(open_stories(there)[0]) == sorted(tales(40))
+
+
+def test_an_arrow_file_is_hashed_once_per_session_and_only_if_its_time_has_changed(prepared, monkeypatch):
+    _, there, contents = prepared
+    for file, content in contents.items():
+        file.write_bytes(content)
+    hashed = []
+    files_module._sha256_of_version.cache_clear()
+    monkeypatch.setattr(files_module, "sha256_of", lambda path: hashed.append(Path(path).name) or sha256_of(path))
+    for _ in range(2):
+        open_stories(there)
+        assert sorted(hashed) == ["train.arrow", "validation.arrow"]
+    saved = json.loads((there / "stories" / "report.json").read_text())
+    for split, (_, time, _) in saved["arrow"].items():
+        os.utime(there / "stories" / f"{split}.arrow", ns=(time, time))
+    open_stories(there)
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("damaged", [b"", b"Once upon a time.", "cut"])
+def test_stories_of_an_older_version_that_stored_no_checksums_are_checked_by_their_number(prepared, damaged):
+    path, there, contents = prepared
+    for file, content in contents.items():
+        file.write_bytes(content)
+    report, arrow = there / "stories" / "report.json", there / "stories" / "train.arrow"
+    saved = json.loads(report.read_text())
+    for name in ("rows", "skipped", "notes"):
+        saved["report"].pop(name)
+    report.write_text(json.dumps({"request": saved["request"], "report": saved["report"]}))
+    opened = open_stories(there)[1]
+    assert (opened.train, opened.rows, opened.skipped, opened.notes) == (38, 0, {}, [])
+    arrow.write_bytes(contents[arrow][:-600] if damaged == "cut" else damaged)
+    with pytest.raises(ValueError, match=r"train\.arrow is damaged .*: run 01_prepare"):
+        open_stories(there)
+    assert all_of(load_stories(path, there)[0]) == sorted(tales(40))
+
+
+def test_of_two_sessions_at_once_one_prepares_and_the_other_opens_its_stories(tmp_path):
+    path = write(tmp_path / "s.jsonl", tales(20_000))
+    code = (
+        "import sys; from tinystories_lab.data.stories import load_stories; print('ready', flush=True); input(); "
+        "splits, report = load_stories(sys.argv[1], sys.argv[2]); print(report.rows, len(splits['train']))"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "data")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    sessions = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    for session in sessions:
+        assert session.stdout.readline() == "ready\n"
+    for session in sessions:
+        session.stdin.write("\n")
+        session.stdin.flush()
+    results = [session.communicate(timeout=120) for session in sessions]
+    assert [session.returncode for session in sessions] == [0, 0], results
+    assert sum("stories:" in errors for _, errors in results) == 1, "the progress bar of the one that reads"
+    assert [output.splitlines()[-1] for output, _ in results] == ["20000 19000"] * 2
+    assert len(all_of(open_stories(tmp_path / "data")[0])) == 20_000
+
+
+def test_a_hub_that_cannot_be_reached_leaves_no_file(on_hub, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConnectionError):
+        load_stories("ada/tales", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("count", [1, 0, -1])
+def test_a_cap_that_leaves_less_than_two_stories_is_refused(tmp_path, count):
+    with pytest.raises(ValueError, match=rf"max_stories is {count}; it must be at least 2"):
+        load_stories("toyland", tmp_path / "data", max_stories=count)
+    assert not (tmp_path / "data").exists()
+
+
+def test_splits_in_names_are_kept_without_validation_stories_that_also_appear_in_train(tmp_path):
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "train-0.jsonl", tales(20))
+    write(tmp_path / "mine" / "test-0.jsonl", [*tales(2), "Last.", ""])
+    splits, report = load_stories(tmp_path / "mine", tmp_path / "data")
+    assert texts_of(splits) == {"train": tales(20), "validation": ["Last."]}
+    assert (report.rows, report.empty, report.in_train) == (24, 1, 2)
+    assert str(report).endswith('the split "test" is used for validation')
 
 
 @pytest.mark.parametrize("source, error", [("tinystory", ValueError), ("missing.txt", FileNotFoundError)])

@@ -305,13 +305,15 @@ def test_an_old_sidecar_never_describes_a_new_file(bin_path, tokenizer, monkeypa
     assert BinInfo.load(bin_path) is None
 
 
-@given(st.lists(st.text("ab \n.é", min_size=1), min_size=1, max_size=8), st.integers(1, 9))
-def test_long_texts_read_in_pieces_give_the_same_tokenizer(texts, piece):
+@given(st.lists(st.text("ab \n.é1'\u00a0\x1c", min_size=1), min_size=1, max_size=8), st.integers(1, 9))
+def test_long_texts_in_pieces_give_the_same_tokenizer_and_ids(texts, piece):
     whole = train_tokenizer(texts, 300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "_PIECE_CHARACTERS", piece)
         assert "".join(tokenizer_module._pieces(texts)) == "".join(texts)
         assert train_tokenizer(texts, 300).to_str() == whole.to_str()
+        encoded = list(tokenizer_module._encode_batches(texts, whole))
+    assert encoded == [(text, whole.encode(text).ids) for text in texts]
 
 
 def test_ctrl_c_ends_the_training_of_a_tokenizer_at_once(stories):

@@ -1,16 +1,127 @@
 """The command line: python -m tinystories_lab [run|prepare|tokenizer|train|generate|retrospective|export]."""
 
+import argparse
+import contextlib
+import io
+import os
 import sys
+import time
+import warnings
+from pathlib import Path
+
+try:  # this takes two seconds, in which Ctrl-C should be answered, too
+    import torch
+
+    from tinystories_lab.analysis.evaluation import read_samples
+    from tinystories_lab.data.text import PROMPTS
+    from tinystories_lab.device import broadcast, init_distributed, rank, world_size
+    from tinystories_lab.durability.shutdown import graceful_shutdown
+    from tinystories_lab.pipeline import COMMANDS, STAGES, has_data, move_aside, restore, update_mirror
+    from tinystories_lab.run import PRESET_VARIABLE, PRESETS, Workspace, plan_workspace
+except KeyboardInterrupt:
+    print("\nstopped before the first stage", file=sys.stderr)
+    sys.exit(130)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Return the exit status, as `run_command` does."""
+    """Run the command line. Return the exit status.
+
+    It is 0 for success, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C, and 143 after SIGTERM.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 lacks some characters of the stories
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    with init_distributed():
+        several = world_size() > 1
+        with contextlib.nullcontext() if rank() == 0 else contextlib.redirect_stdout(io.StringIO()):
+            status = _run(arguments)
+    if several:  # gloo's threads release tensors late, and abort if Python shuts down at that moment
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    stages = "\n".join(f"  {name:14}{stage.__doc__}" for name, stage in COMMANDS.items())
+    notes = "Finished stages are not repeated, and training resumes from its last save. Files are in data/ and runs/."
+    notes += "\nTo use several GPUs: torchrun --nproc_per_node=N -m tinystories_lab train ..."
+    parser = argparse.ArgumentParser(
+        prog="tinystories-lab" if Path(sys.argv[0]).stem == "tinystories-lab" else "python -m tinystories_lab",
+        description="Train a small language model on stories, in five stages. The default, `run`, runs all of them.",
+        epilog=f"{stages}\n\n{notes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", nargs="?", default="run", choices=["run", *COMMANDS])
+    text = f"{', '.join(PRESETS)}, or auto: ${PRESET_VARIABLE} if set, otherwise chosen by the hardware"
+    parser.add_argument("--preset", default="auto", metavar="P", help=text)
+    text = "tinystories, toyland, a .txt, .jsonl or .parquet file (or .gz), a folder of these, or owner/name on the Hub"
+    parser.add_argument("--source", default="auto", metavar="S", help=text)
+    for option, parent in (("--run", "runs"), ("--data", "data")):
+        text = f"folder below {parent}/ (default: <source>-<preset>)"
+        parser.add_argument(option, default="auto", metavar="NAME", help=text)
+    text = "tokens per sequence, for a corpus that is too small for the preset's"
+    parser.add_argument("--seq-len", type=int, metavar="N", help=text)
+    text = "folder on another disk, to which run and data are copied and from which they are restored"
+    parser.add_argument("--mirror", metavar="DIR", help=text)
+    text = "start the run again from nothing: its old folder is renamed, and nothing is deleted"
+    parser.add_argument("--fresh", action="store_true", help=text)
+    return parser
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Do the work of `main` in one process."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.fresh and options.stage not in ("run", "train"):
+        parser.error("--fresh starts a run again: use it with run or train only")
+    if options.stage != "train" and world_size() > 1:
+        parser.error(f"{world_size()} processes can only train: run {options.stage} without torchrun")
+    started = time.perf_counter()
     try:
-        from tinystories_lab.cli import run_command  # takes two seconds
-    except KeyboardInterrupt:
-        print("\nstopped before the first stage", file=sys.stderr)
-        return 130
-    return run_command(arguments)
+        lab = plan_workspace(Path(), options.preset, options.source, options.run, options.data, options.mirror)
+        if options.seq_len is not None:
+            start = lab.preset.train.seq_len_start
+            lab = lab.with_train_config(
+                seq_len=options.seq_len, seq_len_start=start if start and start <= options.seq_len else None
+            )
+    except ValueError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    try:
+        with graceful_shutdown():
+            _run_stages(lab, options.stage, options.fresh)
+    except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, SystemExit) as stop:
+        saved = lab.run_dir / "last.pt"
+        kept = f"training is saved in {saved}" if saved.exists() else "finished stages are kept"
+        print(f"\nstopped; {kept}; the same command continues from there", file=sys.stderr)
+        return stop.code if isinstance(stop, SystemExit) else 130
+    if options.stage in ("run", "generate"):
+        samples = read_samples(lab.run_dir, "after")[: len(PROMPTS)]
+        print(f"\ndone in {time.perf_counter() - started:.0f} s; five stories:")
+        print("\n\n".join(row["story"] + ("" if row["ended"] else " ...") for row in samples))
+    return 0
+
+
+def _run_stages(lab: Workspace, stage: str, fresh: bool) -> None:
+    """Run one stage, or all that are needed if it is "run"."""
+    print(f"preset {lab.preset.name}, source {lab.source}: {lab.data_dir} -> {lab.run_dir}")
+    if rank() == 0:
+        for aside in move_aside(lab) if fresh else []:
+            print(f"the old run was moved aside to {aside}")
+        restore(lab)
+    broadcast(None)  # the other ranks wait until the data is there
+    stages = list(STAGES.values()) if stage == "run" else [COMMANDS[stage]]
+    if stage == "run" and has_data(lab) and not (lab.data_dir / "stories").exists():
+        stages = stages[2:]  # the data was restored, so its stories are not needed
+    for run_stage in stages:
+        run_stage(lab)
+    if rank() == 0:
+        update_mirror(lab)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,8 @@ def init_distributed() -> Iterator[None]:
     if missing := [name for name in _TORCHRUN_VARIABLES if name not in os.environ]:
         if len(missing) < len(_TORCHRUN_VARIABLES):  # another program has left them
             found = ", ".join(name for name in _TORCHRUN_VARIABLES if name not in missing)
-            warnings.warn(
-                f"{found} is set without {', '.join(missing)}: not started by torchrun, so one process trains"
-            )
+            note = "not started by torchrun, so one process trains"
+            warnings.warn(f"{found} is set without {', '.join(missing)}: {note}", stacklevel=3)
         yield
         return
     if os.environ["WORLD_SIZE"] == "1":

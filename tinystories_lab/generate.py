@@ -1,8 +1,9 @@
 """Generate text: read the prompt, sample the next token, and repeat."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
+from numbers import Integral, Real
 
 import torch
 from tokenizers import Tokenizer
@@ -24,12 +25,7 @@ def next_token_probabilities(
     keeps the k most likely tokens, and `top_p` keeps the smallest set of tokens whose total probability is at least p.
     None turns a filter off. Raises ValueError for values out of range.
     """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more, 0.7 to 0.9 is a good start")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all tokens")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, or None for all tokens")
+    _check_sampling(temperature, top_k, top_p)
     logits = logits.detach().float().cpu()
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
@@ -39,13 +35,32 @@ def next_token_probabilities(
         if (logits == smallest).sum() > (values == smallest).sum():  # of equal logits keep the first, as argmax does
             values, ids = (part[..., :top_k] for part in logits.sort(descending=True, stable=True))
         logits = torch.full_like(logits, -torch.inf).scatter(-1, ids, values)
-    probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
+    tiny = torch.finfo(torch.float32).tiny  # a smaller temperature or top_p could become 0 in float32
+    probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / max(float(temperature), tiny), dim=-1)
     if top_p is not None:
         descending, order = probabilities.sort(descending=True, stable=True)
-        dropped = descending.cumsum(-1) - descending >= top_p  # this is false for the most likely token
+        dropped = descending.cumsum(-1) - descending >= max(float(top_p), tiny)  # false for the most likely token
         probabilities = probabilities.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0)
         probabilities /= probabilities.sum(-1, keepdim=True)
     return probabilities
+
+
+def _check_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, new: int = 1, seeds: Iterable[int | None] = ()
+) -> None:
+    """Raise ValueError for a setting that is not of its type, or that is out of its range."""
+    all_tokens, whole = ", or None for all tokens", "an integer of at least 1"
+    settings = [
+        ("temperature", temperature, Real, 0, 100, "a number from 0 (greedy) to 100: 0.7 to 0.9 is a good start"),
+        ("top_k", top_k, Integral, 1, math.inf, whole + all_tokens),
+        ("top_p", top_p, Real, math.nextafter(0, 1), 1, "a number above 0 and at most 1" + all_tokens),
+        ("max_new_tokens", new, Integral, 1, math.inf, f"{whole}, such as {NEW_TOKENS}"),
+        *(("seed", seed, Integral, -(2**63), 2**64 - 1, "an integer of 64 bits, or None for chance") for seed in seeds),
+    ]
+    for name, value, kind, low, high, needed in settings:
+        is_valid = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+        if not is_valid and not (value is None and "None" in needed):
+            raise ValueError(f"{name} is {value!r}; it must be {needed}")
 
 
 def sample(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
@@ -87,13 +102,17 @@ def stream_batch(
     """Continue several prompts at once. Yield the next token id of each row, or None if the row has finished.
 
     Each row gets up to `max_new_tokens` ids and finishes before `stop_id`. With the same seed, it gets the same ids in
-    every batch. The model reads the `context_window` of each row. Raises ValueError as `check_ids` does.
+    every batch. The model reads the `context_window` of each row. Raises ValueError for settings out of range, and as
+    `check_ids` does.
     """
+    _check_sampling(temperature, top_k, top_p, max_new_tokens, seeds)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; each prompt needs one, or None")
     config, device = model.config, model.tok_emb.weight.device
     sequences = [list(prompt) for prompt in prompts]
     for ids in sequences:
         check_ids(ids, config.vocab_size)
-    generators = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [None if seed is None else torch.Generator().manual_seed(int(seed)) for seed in seeds]
     active = set(range(len(sequences)))  # rows that have not finished
     rows, cache = [], None
     for _ in range(max_new_tokens):
@@ -147,8 +166,9 @@ def generate_batch(
     """Generate one story for each prompt, all at once. Return rows as in samples.jsonl, in the order of the prompts.
 
     A row has the prompt, the story (prompt included), whether the model `ended` it, and the settings. An empty prompt
-    starts like every story, after `<|endoftext|>`.
+    starts like every story, after `<|endoftext|>`. Spaces at the end of a prompt are removed, see `encode_prompt`.
     """
+    prompts = [prompt.rstrip(" ") for prompt in prompts]
     seeds = [None] * len(prompts) if seeds is None else seeds
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

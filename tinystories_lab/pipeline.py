@@ -18,6 +18,7 @@ from tinystories_lab.checkpoint import load_model
 from tinystories_lab.data.stories import StoryTexts, load_stories, open_stories
 from tinystories_lab.data.text import prompts_for
 from tinystories_lab.device import choose_device, choose_dtype, rank
+from tinystories_lab.durability.identity import require_run_data
 from tinystories_lab.durability.lock import data_lock, run_lock
 from tinystories_lab.durability.mirror import Mirror
 from tinystories_lab.durability.shutdown import graceful_shutdown
@@ -26,7 +27,7 @@ from tinystories_lab.generate import generate_samples
 from tinystories_lab.integrations.huggingface import export_hugging_face
 from tinystories_lab.loader import BinInfo, open_tokens
 from tinystories_lab.model import new_model
-from tinystories_lab.run import Workspace, require_run_data, save_config
+from tinystories_lab.run import Workspace, save_config
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
 

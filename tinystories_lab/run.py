@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from tinystories_lab import __version__
-from tinystories_lab.checkpoint import run_identity, stored_identity
 from tinystories_lab.config import TrainConfig, check_ranges
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import atomic_write
@@ -20,7 +19,6 @@ from tinystories_lab.loader import BinInfo
 from tinystories_lab.model import GPTConfig
 
 PRESET_VARIABLE = "TINYSTORIES_LAB_PRESET"
-_FINGERPRINTS = {"data": "sha256", "tokenizer": "tokenizer_sha256"}  # parts of a run's identity, in config.yaml's data
 _SESSION_FIELDS = {"started", "device", "device_name", "dtype", "versions"}
 _RANGES = {"max_stories": (2, 10**9), "tokenizer_stories": (1, 10**9), "max_tokens": (1, 10**12)}
 _RANGES |= {"sample_tokens": (1, 10**6)}
@@ -209,31 +207,3 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
         needed = "preset, source, data, model, train and sessions"
         raise ValueError(f"{path} is not a run's config ({error!r}); it needs {needed}: {advice}") from error
     return config | {"model": asdict(model), "train": asdict(train)}
-
-
-def identity_of(run_dir: str | Path) -> dict[str, Any] | None:
-    """Return what makes the run in a folder this run (see `run_identity`), or None if there is no run yet.
-
-    It is read from a checkpoint, or from config.yaml if there is no readable one. The folder may be one on a mirror.
-    """
-    run_dir = Path(run_dir)
-    if identity := stored_identity([*sorted(run_dir.glob("last*.pt")), run_dir / "final.pt"]):
-        return identity
-    try:
-        config = load_config(run_dir)
-    except (FileNotFoundError, ValueError):
-        return None
-    fingerprints = {f"{name}_sha256": config["data"].get(key) for name, key in _FINGERPRINTS.items()}
-    known = {name: value for name, value in fingerprints.items() if isinstance(value, str)}
-    return run_identity({"model_config": config["model"], "train_config": config["train"]} | known)
-
-
-def require_run_data(lab: Workspace) -> None:
-    """Raise ValueError if the run of a workspace was trained on other data than its data folder has now."""
-    info, identity = BinInfo.load(lab.data_dir / "train.bin"), identity_of(lab.run_dir)
-    if info and identity:
-        here = {"data": info.sha256[:12], "tokenizer": info.tokenizer_sha256[:12]}
-        differing = [name for name, value in here.items() if identity.get(name, value) != value]
-        if differing:
-            found = f"{lab.run_dir} was trained on other data than {lab.data_dir} has ({info.source})"
-            raise ValueError(f"{found}: name the run or the data that belong together (`--run`, `--data` in the shell)")

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 _END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours first, then those of other projects
 MIN_VOCAB_SIZE = 256 + 2  # every byte and two special tokens
 _MAX_VOCAB_SIZE = 2**16  # ids are stored as uint16
+_PIECE_CHARACTERS = 2**16
+_SPACE_BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
 _BATCH_CHARACTERS = 2**20  # of text that all cores encode together: a larger corpus needs no more memory
 
 
@@ -41,8 +45,42 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,  # its bars are garbled in notebooks, unlike tqdm's
     )
-    tokenizer.train_from_iterator(chain([first], stories), trainer)
+    _train_in_thread(tokenizer, _pieces(chain([first], stories)), trainer)
     return tokenizer
+
+
+def _train_in_thread(tokenizer: Tokenizer, texts: Iterator[str], trainer: trainers.Trainer) -> None:
+    """Train the tokenizer in a thread. The main thread only waits, because the library does not answer Ctrl-C."""
+    stop, errors = threading.Event(), []
+
+    def work() -> None:
+        try:
+            tokenizer.train_from_iterator(takewhile(lambda _: not stop.is_set(), texts), trainer)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    finally:
+        stop.set()
+    if errors:
+        raise errors[0]
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts, long ones in pieces: the library keeps 256 at a time. A piece ends before a space, as words do."""
+    for text in texts:
+        start = 0
+        while len(text) - start > _PIECE_CHARACTERS:
+            space = _SPACE_BETWEEN_WORDS.search(text, start + _PIECE_CHARACTERS)
+            if space is None:
+                break
+            yield text[start : space.start()]
+            start = space.start()
+        yield text[start:]
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
@@ -79,8 +117,12 @@ def eos_id(tokenizer: Tokenizer) -> int:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt. An empty prompt becomes the end-of-text token, after which every story starts."""
-    return tokenizer.encode(prompt).ids or [eos_id(tokenizer)]
+    """Return the ids of a prompt. An empty prompt becomes the end-of-text token, after which every story starts.
+
+    Spaces at its end are removed. A space belongs to the token of the word that follows it, so a model has never seen a
+    word after a token that is only a space.
+    """
+    return tokenizer.encode(prompt.rstrip(" ")).ids or [eos_id(tokenizer)]
 
 
 def decode_continuation(tokenizer: Tokenizer, ids: Sequence[int], start: int = 0) -> str:
@@ -130,15 +172,20 @@ def write_bin(
 
 def _encode_batches(stories: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
     """Yield each story with its ids, in order. The library encodes a batch on all cores."""
-    batch, size = [], 0
+    # It needs 500 bytes per character of a text. Pieces have the same ids if words are tokenized one by one, as here.
+    by_words = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel) and tokenizer.normalizer is None
+    batch, pieces, size = [], [], 0  # stories, each with the number of its pieces
     for story in chain(stories, [None]):  # None ends the last batch
         if story is not None:
-            batch.append(story)
+            parts = list(_pieces([story])) if by_words else [story]
+            batch.append((story, len(parts)))
+            pieces += parts
             size += len(story)
         if story is None or size >= _BATCH_CHARACTERS:
-            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            yield from zip(batch, [encoding.ids for encoding in encodings], strict=True)
-            batch, size = [], 0
+            encodings = iter(tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
+            for text, count in batch:
+                yield text, [token_id for encoding in islice(encodings, count) for token_id in encoding.ids]
+            batch, pieces, size = [], [], 0
 
 
 def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:

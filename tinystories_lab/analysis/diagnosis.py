@@ -6,6 +6,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import NamedTuple
 
+from tinystories_lab.config import TrainConfig
 from tinystories_lab.files import Row
 
 
@@ -17,37 +18,51 @@ class Diagnosis(NamedTuple):
     advice: str
 
 
-def diagnose(rows: Iterable[Row], vocab_size: int) -> Diagnosis:
-    """Return the most serious pattern in the log rows of a run. Raises ValueError if there are no rows."""
+def diagnose(rows: Iterable[Row], vocab_size: int, train_config: TrainConfig | None = None) -> Diagnosis:
+    """Return the most serious pattern in the log rows of a run. Raises ValueError if there are no rows.
+
+    With the settings of the run, the advice does not repeat what the run already does.
+    """
     rows = list(rows)
     if not rows:
         raise ValueError("there are no rows to diagnose: train some steps first")
+    config, step = train_config, rows[-1]["step"]
+    clip = "" if config and config.grad_clip <= 1 else "clip gradients at 1.0, "
+    rates = "peak_lr and muon_lr" if config and config.optimizer == "muon" else "peak_lr"
     losses = [row["train_loss"] for row in rows]
     if not_finite := [row["step"] for row in rows if not math.isfinite(row["train_loss"])]:
         evidence = f"the loss is not finite at step {not_finite[0]}"
-        return Diagnosis("diverging", evidence, "halve peak_lr, and use bfloat16 or float32 instead of float16")
+        advice = f"{clip}halve {rates}; if the run used float16, use bfloat16 or float32"
+        return Diagnosis("diverging", evidence, advice)
     tail = fmean(losses[-max(1, len(losses) // 10) :])  # the last tenth
     best = min(fmean(losses[i : i + 3]) for i in range(max(1, len(losses) - 2)))
     if tail > best + 1 and len(losses) >= 5:
         evidence = f"the loss rose from {best:.2f} to {tail:.2f}"
-        return Diagnosis("diverging", evidence, "halve peak_lr, or make the warm-up longer")
+        return Diagnosis("diverging", evidence, f"{clip}halve {rates}, or make the warm-up longer")
     untrained = math.log(vocab_size)
     if tail > untrained - 0.5:
         evidence = f"the loss is {tail:.2f}; an untrained model has ln({vocab_size}) = {untrained:.2f}"
-        return Diagnosis("stuck", evidence, "this is normal at the start; later, raise peak_lr and check the data")
+        advice = f"raise {rates} and check the data"
+        if not config or step <= max(config.warmup_steps, config.total_steps // 20):
+            advice = f"this is normal at the start; later, {advice}"
+        return Diagnosis("stuck", evidence, advice)
     if validated := [row for row in rows if row.get("val_loss") is not None]:
         lowest = min(validated, key=lambda row: row["val_loss"])
         low, last = lowest["val_loss"], validated[-1]["val_loss"]
         if last > low + 0.05 and tail < lowest["train_loss"]:
             rise = f"from {low:.2f} (step {lowest['step']}) to {last:.2f}"
             evidence = f"the validation loss rose {rise} while the train loss fell"
-            advice = "use more stories or a smaller model, or stop at the lowest validation loss"
+            advice = "best.pt has the model of the lowest validation loss; use more stories or a smaller model"
             return Diagnosis("overfitting", evidence, advice)
     if jumps := [row["step"] for row, is_jump in zip(rows, _jumps(losses), strict=True) if is_jump]:
         evidence = f"jumps of the loss by more than 1: {len(jumps)}, the first at step {jumps[0]}"
-        return Diagnosis("spiking", evidence, "clip gradients at 1.0, lower peak_lr, and look at that step's batch")
+        lower = rates if clip else f"{rates} or grad_clip, which is {config.grad_clip:g}"
+        return Diagnosis("spiking", evidence, f"{clip}lower {lower}, and look at that step's batch")
     evidence = f"the loss fell from {losses[0]:.2f} to {tail:.2f} without jumps"
-    return Diagnosis("healthy", evidence, "continue, because more tokens reduce the loss further")
+    advice = "continue, because more tokens reduce the loss further"
+    if not config or step >= config.total_steps:
+        advice = "for a lower loss, start a new run with more tokens (a larger total_steps) or a larger model"
+    return Diagnosis("healthy", evidence, advice)
 
 
 def _jumps(losses: Sequence[float]) -> list[bool]:

@@ -1,5 +1,6 @@
 """Automatic story metrics: length, vocabulary, repetition, and how many stories end."""
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
@@ -37,21 +38,21 @@ def story_metrics(rows: Sequence[Mapping[str, Any]], known: Set[str]) -> dict[st
     words: mean per story. ended: fraction of stories that ended by themselves. known_words: fraction of words that are
     known. distinct_words, distinct_bigrams, distinct_trigrams: distinct words (pairs, triples in a row) as a fraction
     of all; a value near 0 means repetition. Longer texts repeat more, so compare equally many stories of equal length.
-    Raises ValueError if there are no words.
+    Fractions of no words are nan, as in stories of nothing but punctuation. Raises ValueError if there are no stories.
     """
+    if not rows:
+        raise ValueError("there are no stories to measure: generate some first (04_generate)")
     stories = [words_of(row["story"]) for row in rows]
     words = list(chain.from_iterable(stories))
-    if not words:
-        raise ValueError("no words in these stories: generate some first (04_generate)")
 
     def distinct(n: int) -> float:
         n_grams = [gram for story in stories for gram in zip(*(story[start:] for start in range(n)), strict=False)]
-        return len(set(n_grams)) / max(1, len(n_grams))
+        return len(set(n_grams)) / max(1, len(n_grams)) if words else math.nan
 
     return {
         "words": fmean(map(len, stories)),
         "ended": fmean(bool(row["ended"]) for row in rows),
-        "known_words": sum(word in known for word in words) / len(words),
+        "known_words": sum(word in known for word in words) / len(words) if words else math.nan,
         "distinct_words": distinct(1),
         "distinct_bigrams": distinct(2),
         "distinct_trigrams": distinct(3),

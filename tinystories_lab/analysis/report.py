@@ -13,9 +13,10 @@ from tinystories_lab.analysis.memorization import Overlap, memorization_overlaps
 from tinystories_lab.analysis.metrics import compare_metrics, training_words
 from tinystories_lab.analysis.ratings import average_ratings
 from tinystories_lab.config import TrainConfig
+from tinystories_lab.durability.identity import require_run_data
 from tinystories_lab.files import Row, atomic_write, read_log
 from tinystories_lab.loader import open_tokens
-from tinystories_lab.run import Workspace, load_config, require_run_data
+from tinystories_lab.run import Workspace, load_config
 from tinystories_lab.tokenizer import load_tokenizer
 
 

@@ -1,181 +1,213 @@
 """Rows of text, read one at a time from local files, the Hugging Face Hub or the built-in generator."""
 
-import gzip
-import json
+import os
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from tinystories_lab.data.hub import load_hub, texts_of
+from tinystories_lab.data.local_files import FILE_TYPES, count_rows, read_file, reason_to_skip, type_of, walk
 from tinystories_lab.data.toyland import generate_stories
-from tinystories_lab.tokenizer import END_OF_TEXT
 
 HUB_NAME, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 SPLITS = ("train", "validation")
-ROWS_AT_ONCE = 20  # rows in memory: few, because a row may be a whole book
 NAMED = ("tinystories", "toyland")  # sources known by name
 _TOYLAND_STORIES = 20_000
-_ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(.+))?", re.ASCII)  # owner/name, or owner/name:column
+_ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(.+))?", re.ASCII)  # owner/name, or owner/name:configuration:column
+_SPLIT = re.compile(  # the words for train, validation and test, between characters that are not letters
+    r"(?<![^\W\d_])(?:(train|training)|(validation|valid|val|dev)|(test|testing|eval|evaluation))(?![^\W\d_])", re.I
+)
 
 
-def read_source(source: str | Path, max_stories: int | None, seed: int) -> Iterator[tuple[str, str | None]]:
-    """Yield (split, text) for each row, at most `max_stories` per split. The split is "" if the source has none."""
-    if files := find_files(source):
-        in_folder = files != [Path(source)]
-        parts = [("", chain.from_iterable(_read_file(path, in_folder) for path in files), max_stories)]
+_Parts = dict[str, tuple[Iterator[str | None], int | None]]  # each split: its rows, and their number if it is known
+
+
+@dataclass
+class CleanReport:
+    """What was read, dropped and repaired: how many stories each split has, and counts with examples of the rest."""
+
+    source: str
+    train: int = 0
+    validation: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    in_train: int = 0  # validation stories that also appear in train
+    repaired: int = 0
+    examples: dict[str, list[str]] = field(default_factory=dict)  # up to three for each of the counts but the first two
+    rows: int = 0  # rows read, empty ones included; a file without rows counts as an empty row
+    skipped: dict[str, int] = field(default_factory=dict)  # files that were not read, by reason; on the Hub, rows
+    notes: list[str] = field(default_factory=list)  # decisions, such as a cap or what separates stories
+
+    def note(self, what: str, example: str) -> None:
+        """Add one to the count `what` and keep its first three examples."""
+        setattr(self, what, getattr(self, what) + 1)
+        self._keep(what, example)
+
+    def skip(self, reason: str, path: object = "", count: int = 1) -> None:
+        """Count what is not read, for this reason, and keep the first three paths."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+        if path:
+            self._keep(f"not read: {reason}", os.fsencode(str(path)).decode(errors="replace"))
+
+    def _keep(self, what: str, example: str) -> None:
+        kept = self.examples.setdefault(what, [])
+        if len(kept) < 3:
+            kept.append(example[:200])
+
+    def __str__(self) -> str:
+        sentence = f"{self.source}: {self.train:,} stories to train on and {self.validation:,} for validation"
+        also = "validation stories that also appear in train"
+        counts = {"empty rows": self.empty, "duplicates": self.duplicates, also: self.in_train}
+        if dropped := ", ".join(f"{count:,} {what}" for what, count in counts.items() if count):
+            sentence += "; dropped " + " and ".join(dropped.rsplit(", ", 1))
+        sentence += f"; repaired {self.repaired:,}" if self.repaired else ""
+        if not_read := ", ".join(f"{reason}: {count:,}" for reason, count in self.skipped.items()):
+            sentence += f"\nnot read: {not_read}"
+        more = [f"and {len(self.notes) - 5:,} more such notes"] if len(self.notes) > 5 else []
+        return "\n".join([sentence, *map(str, self.notes[:5]), *more])
+
+
+def read_source(
+    source: str | Path,
+    report: CleanReport,
+    max_stories: int | None = None,
+    validation_share: float = 0.05,
+    seed: int = 0,
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (split, text) for each row. The split is "" if the source has none.
+
+    At most `max_stories` rows are read, and of a validation split `validation_share` of that number. What is not read
+    is written to the report. Raises as `find_files` and `load_hub`, and ValueError for a file that cannot be read.
+    """
+    if files := find_files(source, report.skip):
+        parts = _local_parts(Path(source), files, report)
     elif source == "toyland":
         count = max_stories or _TOYLAND_STORIES
-        parts = [("", generate_stories(count, seed), count)]
+        parts = {"": (generate_stories(count, seed), count)}
     else:
-        parts = _hub_splits(str(source), max_stories)
-    for split, texts, total in parts:
-        for text in tqdm(islice(texts, max_stories), desc=split or "stories", total=total, unit=" stories"):
+        parts = _hub_parts(str(source), report)
+    for split, (rows, total) in parts.items():
+        cap = max_stories
+        if cap is not None and split == "validation":
+            cap = max(1, round(cap * validation_share))
+        expected = total if None in (total, cap) else min(total, cap)
+        for text in tqdm(islice(rows, cap), desc=split or "stories", total=expected, unit=" stories"):
             yield split, text
+        if cap is not None and (_has_more(rows) if total is None else total > cap):
+            what = f"only the first {cap:,} rows{' of ' * bool(split)}{split} were read (max_stories)"
+            there = "more" if total is None else f"{total:,}"
+            report.notes.append(f"{what}; the source has {there}: if it is sorted, these are a one-sided sample")
 
 
-def find_files(source: str | Path) -> list[Path]:
+def _has_more(rows: Iterator[str | None]) -> bool:
+    try:
+        return next(rows, rows) is not rows
+    except ValueError:  # a damaged row, which nobody asked for
+        return True
+
+
+# --- local files
+
+
+def find_files(source: str | Path, skip: Callable[[str, Path], None] = lambda reason, path: None) -> list[Path]:
     """Return the files of a local source, sorted by name, or an empty list for a source that is not local.
 
-    Raises ValueError for an unknown source and for a folder with files of several types, FileNotFoundError for a
-    missing file and for a folder without stories.
+    `skip` is called with a reason and a path for each file that will not be read. Raises ValueError for an unknown
+    source, for a folder with files of several types, and for a file or folder that cannot be read; FileNotFoundError
+    for a missing file and for a folder without stories.
     """
     path = Path(source)
     if source in NAMED:
         return []
-    if str(source) and path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _type_of(file) in _READERS and file.is_file()]
-        files = [file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts)]
-        types = sorted({_type_of(file) for file in files})
+    if str(source) and os.path.isdir(path):
+        files = sorted(walk(path, skip))
+        types = sorted({type_of(file) for file in files})
         if not files:
-            needed = f"files of type {', '.join(_READERS)}"
-            raise FileNotFoundError(
-                f"there is no file with stories in {path}: check the path; the folder needs {needed}"
-            )
+            needed = f"files of type {', '.join(FILE_TYPES)}"
+            raise FileNotFoundError(f"there is no file with stories in {path}: check the path; it needs {needed}")
         if len(types) > 1:
             raise ValueError(f"{path} holds files of several types ({', '.join(types)}): keep one type in a folder")
         return files
-    if _type_of(path) in _READERS:
-        if not path.is_file():
+    if type_of(path) in FILE_TYPES:
+        reason = reason_to_skip(path)
+        if reason == "broken link":
             raise FileNotFoundError(f'there is no file {path}: check the path, or choose "toyland" as the source')
+        if reason:
+            raise ValueError(f"{path} is {reason}: choose a file or folder with stories")
         return [path]
-    if path.exists() or not _ON_HUB.fullmatch(str(source)):
+    if os.path.lexists(path) or not _ON_HUB.fullmatch(str(source)):
         local = "a .txt, .jsonl or .parquet file (also .gz), a folder of such files"
         choices = f'"tinystories", "toyland", {local}, or "owner/name" for a dataset on the Hugging Face Hub'
         raise ValueError(f"unknown source {str(source)!r}: choose {choices}")
     return []
 
 
-def _type_of(path: Path) -> str:
-    """Return the type of a file by its name: .jsonl for stories.jsonl.gz."""
-    return Path(path.name.removesuffix(".gz")).suffix
+def _local_parts(source: Path, files: list[Path], report: CleanReport) -> _Parts:
+    """Return the rows of each split, which the names of files or folders give. Without splits, the only one is ""."""
+    groups, is_folder = {"": files}, files != [source]
+    paths = [file.relative_to(source) for file in files]  # a single file is "." below itself
+    if splits := _splits_of(paths):
+        groups, others = _choose_splits(dict(zip(files, splits, strict=True)), report)
+        for file in others:
+            report.skip("split test", file)
+    elif any(_split_of(str(path)) in ("validation", "test") for path in paths):
+        why = "none is to train on, or some files have none"
+        report.notes.append(f"the splits in the names of files are ignored ({why}): validation is drawn at random")
+    by_name = any(_split_of(path.name) for path in paths)  # one file for each split, or parts of it
+    one_story = is_folder and not (splits and (by_name or len(files) == len(groups)))
+    return {
+        split: (chain.from_iterable(read_file(file, one_story, report.notes) for file in group), count_rows(group))
+        for split, group in groups.items()
+    }
 
 
-def _read_file(path: Path, in_folder: bool) -> Iterator[str | None]:
-    """Yield the texts of a local file, one at a time. Raises ValueError that names the place it cannot read."""
-    try:
-        yield from _read_txt(path, in_folder) if _type_of(path) == ".txt" else _READERS[_type_of(path)](path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8 and try again") from error
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:  # a damaged Parquet page raises OSError
-        raise ValueError(f"{path} cannot be read as {path.suffix} ({error}): replace it if it is damaged") from error
+def _splits_of(paths: list[Path]) -> list[str]:
+    """Return the split of each path if all folders, all names or all paths have one, and not all the same."""
+    for part in (lambda path: path.parent, lambda path: path.name, str):
+        splits = [_split_of(str(part(path))) for path in paths]
+        if "" not in splits and "train" in splits and len(set(splits)) > 1:
+            return splits
+    return []
 
 
-def _open_file(path: Path, mode: str) -> IO:
-    encoding = None if "b" in mode else "utf-8-sig"  # a byte order mark is not part of the first story
-    return (gzip.open if path.suffix == ".gz" else open)(path, mode, encoding=encoding)
+def _split_of(name: str) -> str:
+    """Return train, validation or test if a name contains such a word, as "a/train-00000.txt". The last one counts."""
+    *_, last = None, *_SPLIT.finditer(name)
+    return ("train", "validation", "test")[last.lastindex - 1] if last else ""
 
 
-def _read_txt(path: Path, in_folder: bool) -> Iterator[str]:
-    """Split a file at `<|endoftext|>` if it contains that, otherwise at blank lines. In a folder, it is one story."""
-    with _open_file(path, "rt") as file:
-        keep_blank_lines = in_folder or any(END_OF_TEXT in line for line in file)
-    story = ""
-    with _open_file(path, "rt") as file:
-        for line in file:
-            *ends, rest = line.split(END_OF_TEXT)
-            for end in ends:
-                yield story + end
-                story = ""
-            if keep_blank_lines or rest.strip():
-                story += rest
-            elif story:
-                yield story
-                story = ""
-    if story.strip():
-        yield story
+def _choose_splits(split_of: dict[Any, str], report: CleanReport) -> tuple[dict[str, list], list]:
+    """Return the parts of train and of validation, and all others. If there is no validation, "test" replaces it."""
+    groups: dict[str, list] = {}
+    for part, split in split_of.items():
+        groups.setdefault(split, []).append(part)
+    if "validation" not in groups and "test" in groups:
+        report.notes.append('there is no validation split: the split "test" is used for validation')
+        groups["validation"] = groups.pop("test")
+    chosen = {split: groups.pop(split) for split in SPLITS if split in groups}  # train first: duplicates stay there
+    return chosen, list(chain.from_iterable(groups.values()))
 
 
-def _read_jsonl(path: Path) -> Iterator[str | None]:
-    """Yield the "text" of each line's JSON object; null is an empty row."""
-    with _open_file(path, "rt") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or a number beyond Python's limit
-                raise ValueError(f'{place}: not a JSON object with a "text" ({error!r}): fix or remove it') from error
-            yield _check_text(text, place)
+# --- the Hub
 
 
-def _read_parquet(path: Path) -> Iterator[str | None]:
-    with _open_file(path, "rb") as raw, pq.ParquetFile(raw) as file:
-        if "text" not in file.schema_arrow.names:
-            raise ValueError(f'{path} has the columns {file.schema_arrow.names}; a column "text" is needed')
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["text"]):
-            yield from (_check_text(text, path) for text in batch.column(0).to_pylist())
-
-
-def _check_text(text: object, place: object) -> str | None:
-    """Return `text` if it is Unicode text or None. Otherwise raise ValueError, which names the place."""
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f'{place}: "text" is {text!r}; it must be a string or null')
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:  # JSON can contain half an emoji
-        raise ValueError(f'{place}: "text" is not Unicode ({error}): fix or remove it') from error
-    return text
-
-
-def _hub_splits(source: str, max_stories: int | None) -> Iterator[tuple[str, Iterator[str | None], int]]:
-    """Yield (split, its texts, their number) of a dataset, train first. Without "validation", train is split "".
-
-    The dataset is downloaded once, into the cache of `datasets`. Raises FileNotFoundError if the Hub has no such
-    dataset, ConnectionError if the download fails, ValueError if it has no split "train" or no such column of strings.
-    """
-    import datasets  # takes half a second, and only the Hub needs it
-
-    name, column = (HUB_NAME, "text") if source == "tinystories" else _ON_HUB.fullmatch(source).groups("text")
-    pinned = {"revision": HUB_REVISION} if source == "tinystories" else {}
-    try:
-        hub = datasets.load_dataset(name, **pinned)
-    except datasets.exceptions.DatasetNotFoundError as cause:
-        found = f"the Hugging Face Hub has no dataset {name} that you may read, and no file or folder has that name"
-        raise FileNotFoundError(f"{found}: check the name, or set HF_TOKEN for a private or gated dataset") from cause
-    except Exception as cause:  # datasets, its HTTP client and the file system each raise their own
-        found = f"could not get {name} from the Hugging Face Hub ({type(cause).__name__}: {cause})"
-        advice = 'Try again in a few minutes, set HF_TOKEN for error 429, or choose a local file or "toyland".'
-        raise ConnectionError(f"{found}. {advice}") from cause
-    if "train" not in hub:
-        raise ValueError(f'{name} has the splits {list(hub)}; a split "train" is needed: choose another dataset')
-    columns = {key: getattr(feature, "dtype", "nested") for key, feature in hub["train"].features.items()}
-    if columns.get(column) not in ("string", "large_string"):
-        found = ", ".join(f"{key} ({kind})" for key, kind in columns.items())
-        needed = f'a column "{column}" of strings is needed: write {name}:COLUMN to choose another'
-        raise ValueError(f"{name} has the columns {found}; {needed}")
-    has_validation = "validation" in hub
-    for split in SPLITS if has_validation else ("train",):
-        rows = hub[split].select_columns(column)
-        total = len(rows) if max_stories is None else min(max_stories, len(rows))
-        texts = (text for batch in rows.iter(ROWS_AT_ONCE) for text in batch[column])
-        yield split if has_validation else "", texts, total
-
-
-_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+def _hub_parts(source: str, report: CleanReport) -> _Parts:
+    """Return the rows of each split of a dataset. If "train" is the only one to read, it is called ""."""
+    name, wanted = (HUB_NAME, "") if source == "tinystories" else _ON_HUB.fullmatch(source).groups("")
+    splits, column = load_hub(name, wanted, HUB_REVISION if source == "tinystories" else None)
+    kinds = {name: kind if (kind := _split_of(name)) in ("validation", "test") else name for name in splits}
+    groups, others = _choose_splits(kinds, report)
+    for name in others:
+        report.skip(f"split {name}", count=len(splits[name]))
+    return {
+        split if len(groups) > 1 else "": (
+            chain.from_iterable(texts_of(splits[name], column) for name in group),
+            sum(len(splits[name]) for name in group),
+        )
+        for split, group in groups.items()
+    }

@@ -6,18 +6,24 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
+from typing import Any
+from unicodedata import category
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from tinystories_lab import __version__
-from tinystories_lab.data.sources import HUB_REVISION, ROWS_AT_ONCE, SPLITS, find_files, read_source
-from tinystories_lab.files import atomic_write
+from tinystories_lab.data.hub import texts_of
+from tinystories_lab.data.sources import HUB_REVISION, SPLITS, CleanReport, find_files, read_source
+from tinystories_lab.durability.lock import data_lock
+from tinystories_lab.files import atomic_write, cached_sha256_of, sha256_of
+from tinystories_lab.loader import BinInfo
 from tinystories_lab.tokenizer import END_OF_TEXT
 
 _BATCH_BYTES = 2**20  # of text in a record batch, plus the rest of its last story
@@ -25,37 +31,11 @@ _BATCH_BYTES = 2**20  # of text in a record batch, plus the rest of its last sto
 # such as the last byte of a closing quote. Lenient decoders keep them as they are, so here they map to themselves.
 _BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
 _CONTINUATION = "[" + "".join(char for char, byte in _BYTE_OF.items() if byte < 0xC0) + "]"
-# Three kinds of damage (punctuation and currency, emoji, accented letters) with beginnings that no language writes.
-# Text that could be decoded may still be correct: "allé »" with its French space ends in three such characters.
-# Ã» becomes û only inside a word, because at the end of a word it may be Portuguese, as in «AMANHÃ».
-_MOJIBAKE = re.compile(rf"â[€‚„]{_CONTINUATION}|ðŸ{_CONTINUATION}{{2}}|(?!Ã»(?!\w))[ÂÃ][\u00a0-\u00bf]")
-
-
-@dataclass
-class CleanReport:
-    """What cleaning did: how many stories each split has, and how many were dropped or repaired, with examples."""
-
-    source: str
-    train: int = 0
-    validation: int = 0
-    empty: int = 0
-    duplicates: int = 0
-    in_train: int = 0  # validation stories that also appear in train
-    repaired: int = 0
-    examples: dict[str, list[str]] = field(default_factory=dict)  # up to three for each of the last four counts
-
-    def note(self, what: str, example: str) -> None:
-        """Add one to the count `what` and keep its first three examples."""
-        setattr(self, what, getattr(self, what) + 1)
-        kept = self.examples.setdefault(what, [])
-        if len(kept) < 3:
-            kept.append(example[:200])
-
-    def __str__(self) -> str:
-        kept = f"{self.train:,} stories to train on and {self.validation:,} for validation"
-        dropped = f"{self.empty:,} empty rows, {self.duplicates:,} duplicates"
-        also_in_train = f"{self.in_train:,} validation stories that also appear in train"
-        return f"{self.source}: {kept}; dropped {dropped} and {also_in_train}; repaired {self.repaired:,}"
+# Three kinds of damage: punctuation and currency, emoji, and letters and signs of Latin-1. The first two begin as no
+# language does. The third is healthy in some places, which `_is_damage` knows.
+_MOJIBAKE = re.compile(rf"â[€‚„]{_CONTINUATION}|ðŸ{_CONTINUATION}{{2}}|(?P<pairs>(?:[ÂÃ][\u00a0-\u00bf])+)")
+_OPENING = "«‹“„‘‚([{\"'"
+_RUN = ": run 01_prepare (or `prepare` in the shell)"
 
 
 def load_stories(
@@ -68,67 +48,169 @@ def load_stories(
 ) -> tuple[DatasetDict, CleanReport]:
     """Read, clean and split stories. Return the datasets "train" and "validation", with a "text" column, and a report.
 
-    `source` is "tinystories" (on the Hub, at a pinned revision), "owner/name" or "owner/name:column" (another dataset
-    on the Hub), "toyland" (generated stories, 20,000 by default), a .txt, .jsonl or .parquet file (also .gz), or a
-    folder of files of one type. If the source has no validation split, a random `validation_share` of the stories
-    becomes one. The result is stored in `data_dir/stories`, and the same request opens it again. Without `data_dir`, it
-    is deleted when the process ends. Memory holds a hash of 8 bytes per story, never all stories.
+    `source` is "tinystories" (on the Hub, at a pinned revision), "owner/name", "owner/name:column" or
+    "owner/name:configuration:column" (another dataset on the Hub), "toyland" (generated stories, 20,000 by default), a
+    .txt, .jsonl or .parquet file (also .gz), or a folder of files of one type. At most `max_stories` rows are read. If
+    the source has splits of its own, also in the names of files, they are kept, and validation has at most
+    `validation_share` of `max_stories`. Otherwise a random `validation_share` of the stories becomes the validation set.
 
-    Raises FileNotFoundError or ValueError for a source that is missing or not readable, ConnectionError if the Hub
-    cannot be reached.
+    The result is stored in `data_dir/stories`, and the same request opens it again. It is made again, and a line says
+    why, if it is damaged or if the settings or the files have changed. Two sessions do not write at the same time.
+    Without `data_dir`, it is deleted when the process ends. Memory holds about 80 bytes per story (a hash in a set),
+    never all stories.
+
+    Raises FileNotFoundError or ValueError for a source that is missing or not readable, and as `load_hub`. Raises
+    ValueError if `data_dir` holds the stories of another source. Then nothing there has changed.
     """
+    if not 0 < validation_share <= 0.5:
+        raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
+    if max_stories is not None and max_stories < 2:
+        raise ValueError(f"max_stories is {max_stories}; it must be at least 2: one to train on, one for validation")
     if data_dir is None:
         data_dir = tempfile.mkdtemp(prefix="tinystories_lab_")
         atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
-    folder = Path(data_dir) / "stories"
-    stored = folder / "report.json"
-    local = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in find_files(source)]
+    files = find_files(source)
+    local = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed}
-    request |= {"source": str(source), "files": blake2b(repr(local).encode()).hexdigest()}
-    request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean or generate differently
-    if stored.exists() and json.loads(stored.read_text())["request"] == request:
-        return open_stories(data_dir)
+    request |= {"source": str(source), "path": str(Path(source).resolve()) if files else None}
+    request |= {"files": blake2b(repr(local).encode()).hexdigest(), "hub": HUB_REVISION}
+    request |= {"version": __version__}  # another version may clean or generate differently
+    if _why_prepare(Path(data_dir), request) is not None:  # another source is refused before anything is written
+        with data_lock(data_dir):
+            why = _why_prepare(Path(data_dir), request)  # another session may have written them in the meantime
+            if why:
+                print(f"the stories are prepared again: {why}")
+            if why is not None:
+                _prepare(source, Path(data_dir) / "stories", request)
+    return open_stories(data_dir)
 
-    report = CleanReport(source=str(source))
-    rows = _clean_rows(read_source(source, max_stories, seed), report)
+
+def _why_prepare(data_dir: Path, request: dict[str, Any]) -> str | None:
+    """Return None if `data_dir` holds the stories of this request, "" if it holds none, or what is wrong with them.
+
+    Raises ValueError if its stories, or the tokens if there is no report, come from another source.
+    """
+    before, why, known = {}, "", ""
+    try:
+        before, report = _read_report(data_dir / "stories")
+        known = report.source
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        why = str(error).partition(_RUN)[0]
+    if not before:
+        with suppress(OSError, ValueError):  # a damaged sidecar of train.bin
+            known = str(getattr(BinInfo.load(data_dir / "train.bin"), "source", ""))
+    old, path = before.get("request", {}), request["path"]
+    is_same_file = path and path in (old.get("path"), str(Path(known).resolve()))
+    if known and known != request["source"] and not is_same_file:
+        advice = "use another data name (--data NAME in the shell), or remove that folder"
+        raise ValueError(f"{data_dir} holds the stories of {known}, not of {request['source']}: {advice}")
+    if not before:
+        return why
+    changes = [name for name in request if name not in ("source", "path") and old.get(name) != request[name]]
+    if changes:
+        told = (f"{name} was {old.get(name)} and is now {request[name]}" for name in changes if name != "files")
+        return ", ".join([*told, *["the files have changed"] * ("files" in changes)])
+    try:
+        open_stories(data_dir)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error).partition(_RUN)[0]
+    return None
+
+
+def _prepare(source: str | Path, folder: Path, request: dict[str, Any]) -> None:
+    """Read, clean and split stories, and write them and their report to a folder."""
+    stored, report = folder / "report.json", CleanReport(str(source))
+    share, seed = request["validation_share"], request["seed"]
+    rows = _clean_rows(read_source(source, report, request["max_stories"], share, seed), report)
+    rows = _split_rows(rows, share, seed)
+    rows = chain(list(islice(rows, 1)), rows)  # a source without a readable row leaves no files
     with ExitStack() as stack:
         files = {split: stack.enter_context(atomic_write(folder / f"{split}.arrow")) for split in SPLITS}
         schema = pa.schema({"text": pa.string()})
         writers = {split: stack.enter_context(pa.ipc.new_stream(file, schema)) for split, file in files.items()}
-        for split, batch in _batches(_split_rows(rows, validation_share, seed)):
+        for split, batch in _batches(rows):
             setattr(report, split, getattr(report, split) + len(batch))  # the counts are named after the splits
             writers[split].write_batch(pa.record_batch([batch], schema))
         if not (report.train and report.validation):
-            found = f"{source} gave {report.train + report.validation} stories after cleaning"
+            count = report.train + report.validation
+            found = f"{source} gave {count} {'story' if count == 1 else 'stories'} after cleaning"
             dropped = f"{report.empty} empty rows and {report.duplicates} duplicates dropped"
             raise ValueError(f"{found} ({dropped}); at least 2 are needed, one for training and one for validation")
         stored.unlink(missing_ok=True)  # an old report must not describe the new files
+    arrow = {}
+    for split in SPLITS:
+        path = folder / f"{split}.arrow"
+        arrow[split] = [path.stat().st_size, path.stat().st_mtime_ns, sha256_of(path)]
     with atomic_write(stored, "w") as file:
-        json.dump({"request": request, "report": asdict(report)}, file, indent=1)
-    return open_stories(data_dir)
+        json.dump({"request": request, "arrow": arrow, "report": asdict(report)}, file, indent=1)
 
 
 def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
-    """Return what `load_stories` stored in `data_dir`, memory-mapped. Raises FileNotFoundError if it has not run."""
-    folder = Path(data_dir) / "stories"
-    if not (folder / "report.json").exists():
-        raise FileNotFoundError(f"no cleaned stories in {folder}: run 01_prepare (or `prepare` in the shell) first")
-    report = CleanReport(**json.loads((folder / "report.json").read_text())["report"])
-    return DatasetDict({split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS}), report
+    """Return what `load_stories` stored in `data_dir`, memory-mapped.
+
+    Raises FileNotFoundError if it has not run or a file is missing, and ValueError if a file is damaged.
+    """
+    folder, splits = Path(data_dir) / "stories", DatasetDict()
+    saved, report = _read_report(folder)
+    for split in SPLITS:
+        path, rows = folder / f"{split}.arrow", getattr(report, split)
+        try:
+            now = path.stat()
+            if "arrow" in saved:  # older versions did not store what follows
+                size, time, sha256 = saved["arrow"][split]
+                if now.st_size != size:
+                    raise ValueError(f"it has {now.st_size} bytes, not {size}")
+                # A copy has another time, too. To read gigabytes each time would be slow.
+                if now.st_mtime_ns != time and cached_sha256_of(path) != sha256:
+                    raise ValueError("its SHA-256 differs from that in report.json")
+            splits[split] = Dataset.from_file(str(path))
+            if len(splits[split]) != rows:
+                raise ValueError(f"it has {len(splits[split])} stories, and report.json {rows}")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no {path}{_RUN} first") from error
+        except Exception as error:  # Arrow, `datasets` and the file system each raise their own
+            raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}){_RUN} again") from error
+    return splits, report
+
+
+def _read_report(folder: Path) -> tuple[dict[str, Any], CleanReport]:
+    """Return the content of report.json and its report. Raises as `open_stories`."""
+    path, default = folder / "report.json", CleanReport("")
+    try:
+        saved = json.loads(path.read_bytes())
+        report = CleanReport(**saved["report"])  # one of an older version lacks some fields, which have defaults
+        wrong = [name for name, value in vars(report).items() if type(value) is not type(getattr(default, name))]
+        if wrong or not isinstance(saved["request"], dict):
+            raise TypeError(f"wrong type of {', '.join(wrong) or 'request'}")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there are no cleaned stories in {folder}{_RUN} first") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}){_RUN} again") from error
+    return saved, report
 
 
 class StoryTexts:
-    """The texts of a dataset in order, or the first `limit` of them. Only a few rows are in memory at a time."""
+    """The texts of a dataset in order, or the first `limit` of them. About 1 MB of text is in memory at a time."""
 
     def __init__(self, dataset: Dataset, limit: int | None = None) -> None:
-        self._dataset = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+        self._dataset, self._count = dataset, len(dataset) if limit is None else min(limit, len(dataset))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return self._count
 
     def __iter__(self) -> Iterator[str]:
-        for batch in self._dataset.select_columns("text").iter(ROWS_AT_ONCE):
-            yield from batch["text"]
+        files = [file["filename"] for file in self._dataset.cache_files]
+        is_stored = len(files) == 1 and self._dataset._indices is None
+        return islice(_read_arrow(files[0]) if is_stored else texts_of(self._dataset), self._count)
+
+
+def _read_arrow(path: str) -> Iterator[str]:
+    """Yield the texts of a stored split. The file is read, not mapped, because mapped pages count as memory."""
+    with pa.OSFile(path) as file, pa.ipc.open_stream(file) as batches:
+        for batch in batches:
+            yield from (text.as_py() for text in batch.column("text"))
 
 
 def _fix_mojibake(text: str) -> str:
@@ -137,6 +219,9 @@ def _fix_mojibake(text: str) -> str:
         return text
 
     def decode(match: re.Match) -> str:
+        start, end = match.span()
+        if match["pairs"] and not _is_damage(text[max(0, start - 2) : start], match["pairs"], text[end : end + 1]):
+            return match[0]
         try:
             return bytes(_BYTE_OF[char] for char in match[0]).decode()
         except UnicodeDecodeError:
@@ -145,13 +230,26 @@ def _fix_mojibake(text: str) -> str:
     return _MOJIBAKE.sub(decode, text)
 
 
+def _is_damage(before: str, pairs: str, after: str) -> bool:
+    """Return whether such characters as Ã© were one letter or sign, by the two characters before and the one after."""
+    last, sign = before[-1:], pairs[1]
+    if last.isalpha() and category(last) != "Ll":  # in capitals, words end in Ã or Â, as AMANHÃ», but none has HÃºn
+        return not before[:-1].isalpha() and category(after or " ") == "Ll" and sign != "\u00a0"
+    if last == "." and before[0].isupper():  # initials: J.Â\u00a0Silva
+        return False
+    # No word is Ã or Â, but a text may name these letters, as in «Â», and hyphenate Â\u00admes.
+    return not ((sign == "»" and last and last in _OPENING) or (sign == "\u00ad" and after.isupper()))
+
+
 def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> Iterator[tuple[str, str]]:
     """Yield (split, story) without empty rows, exact duplicates, and validation stories that also appear in train."""
     seen: dict[str, set[int]] = {}
     for split, text in rows:
+        report.rows += 1
         text = (text or "").strip().removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT)
         for part in text.split(END_OF_TEXT):  # the marker may also separate stories inside a row
-            story = _fix_mojibake(part).strip()
+            fixed = _fix_mojibake(part)
+            story = fixed.strip()
             digest = int.from_bytes(blake2b(story.encode(), digest_size=8).digest())
             if not story:
                 report.note("empty", repr(part))
@@ -161,15 +259,14 @@ def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> 
                 report.note("in_train", story)
             else:
                 seen[split].add(digest)
-                if story != part.strip():
-                    report.note("repaired", part[max(0, _MOJIBAKE.search(part).start() - 40) :])
+                if fixed != part:
+                    start = next(place for place, char in enumerate(part) if not fixed.startswith(char, place))
+                    report.note("repaired", part[max(0, start - 40) :])
                 yield split, story
 
 
 def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: int) -> Iterator[tuple[str, str]]:
     """Put one random story of every 1 / `validation_share` into validation, if the source has no splits of its own."""
-    if not 0 < validation_share <= 0.5:
-        raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
     random = Random(seed)
     blocks = block_end = 0
     for index, (split, story) in enumerate(rows):

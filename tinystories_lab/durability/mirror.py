@@ -17,6 +17,7 @@ from tinystories_lab.checkpoint import (
     require_same_run,
     run_checkpoints,
 )
+from tinystories_lab.durability.identity import identity_of
 from tinystories_lab.durability.lock import data_lock
 from tinystories_lab.durability.manifest import (
     copy_in_place,
@@ -29,7 +30,7 @@ from tinystories_lab.durability.manifest import (
     write_json,
 )
 from tinystories_lab.files import atomic_write, cached_sha256_of, sha256_of
-from tinystories_lab.run import identity_of, load_config
+from tinystories_lab.run import load_config
 
 # Drive moves deleted and replaced files to its trash, which counts against the quota, and its renames are not atomic.
 # So a small fixed set of files is rewritten in place. There are two pairs of last.pt and log: while one of them is
@@ -37,7 +38,7 @@ from tinystories_lab.run import identity_of, load_config
 _MIRROR_SLOTS = {"last.0.pt": "loss.0.jsonl", "last.1.pt": "loss.1.jsonl"}
 _RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "best.pt", "report.md")
 _RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
-DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
+_DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
 _POLL_SECONDS = 60  # the thread looks this often for changes that nobody announced
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 5, 300
 _GIVE_UP_SECONDS, _CLOSE_SECONDS = 30, 600  # at the end: how long it retries a failing disk, and waits for a slow one
@@ -114,8 +115,8 @@ class Mirror:
     def _restore_data(self) -> None:
         """Copy data files that this machine lacks, unless it has files of other data."""
         recorded, there = read_manifest(self.data_mirror_dir), self.data_mirror_dir
-        present = [name for name in DATA_FILES if (self.data_dir / name).exists()]
-        if len(present) == len(DATA_FILES) or not any((there / name).exists() for name in DATA_FILES):
+        present = [name for name in _DATA_FILES if (self.data_dir / name).exists()]
+        if len(present) == len(_DATA_FILES) or not any((there / name).exists() for name in _DATA_FILES):
             return
         with data_lock(self.data_dir):
             sha256 = {name: cached_sha256_of(self.data_dir / name) for name in present}
@@ -123,7 +124,7 @@ class Mirror:
                 found = f"{self.data_dir} has other data than {there} ({', '.join(other)} differ)"
                 warnings.warn(f"{found}: nothing was restored there", stacklevel=5)
             else:
-                restore_files(there, self.data_dir, DATA_FILES)
+                restore_files(there, self.data_dir, _DATA_FILES)
 
     def _require_same_run(self) -> None:
         """Raise ValueError if the run on the mirror is another one than the run of this machine."""
@@ -217,7 +218,7 @@ class Mirror:
         self._copy_checkpoint()
         self._require_same_data()
         files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
-        files += [(self.data_dir / name, self.data_mirror_dir / name) for name in DATA_FILES]
+        files += [(self.data_dir / name, self.data_mirror_dir / name) for name in _DATA_FILES]
         for source, target in files:
             if source.exists() and not is_recorded(source, target):
                 with open(source, "rb") as file:

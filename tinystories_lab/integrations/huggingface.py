@@ -1,6 +1,7 @@
 """Export a finished run to Hugging Face as a Llama, and load a small Llama as a GPTMini."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from tinystories_lab.analysis.evaluation import perplexity, run_results
@@ -49,13 +51,18 @@ _CARD_METADATA = {  # for each data set whose licence is known
 
 
 def load_llama(folder: str | Path, device: str | torch.device = "cpu") -> GPTMini:
-    """Return the Llama in `folder` as a GPTMini on `device`, in float32 and evaluation mode.
+    """Return the Llama in `folder` as a GPTMini on `device`, in float32 and evaluation mode. `~` is the home folder.
 
     The folder was written by `export_hugging_face`, or it contains a small Llama saved as model.safetensors. Raises
     FileNotFoundError if a file is missing. Raises ValueError if a file is damaged, or if the model needs what GPTMini
     does not support: another activation, grouped-query attention, biases or scaled positions. The message names it.
     """
-    config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+    folder = Path(os.path.expanduser(folder))
+    if not folder.is_dir():
+        name = folder if len(folder.parts) == 2 and not folder.is_absolute() else "owner/name"
+        advice = f"for a model on the Hub, run `hf download {name} --local-dir guest` first, and choose guest"
+        raise FileNotFoundError(f"there is no folder {folder}, and models are read from this machine only: {advice}")
+    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
     for path in (config_path, weights_path):
         if not path.is_file():
             advice = "choose a folder that `export` wrote, or a Llama saved as model.safetensors"
@@ -76,6 +83,16 @@ def load_llama(folder: str | Path, device: str | torch.device = "cpu") -> GPTMin
     usual = replace(config, hidden=None)  # how GPTMini's own configs state the usual width
     config = usual if usual.d_hidden == config.d_hidden else config
     return model_from_checkpoint(_to_checkpoint(config, tensors, weights_path), device)
+
+
+def load_llama_tokenizer(folder: str | Path) -> Tokenizer:
+    """Return the tokenizer in the folder of a Llama. Raises FileNotFoundError or ValueError if it cannot be read."""
+    path = Path(os.path.expanduser(folder)) / "tokenizer.json"
+    try:
+        return load_tokenizer(path)
+    except (FileNotFoundError, ValueError) as error:
+        advice = "save the model's tokenizer there with `save_pretrained` of transformers, or choose another model"
+        raise type(error)(f"there is no readable {path}: {advice}") from error
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -153,6 +170,7 @@ def export_hugging_face(run_dir: str | Path, out_dir: str | Path) -> Path:
     sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, "max_new_tokens": NEW_TOKENS}
     tokenizer_config = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
     tokenizer_config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_len}
+    tokenizer_config |= {"padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}  # for batches
     tokenizer_config |= {"add_bos_token": False, "add_prefix_space": False, "clean_up_tokenization_spaces": False}
     contents = {
         "config.json": json.dumps(_llama_settings(config) | extra | special, indent=2).encode(),

@@ -1,9 +1,11 @@
 """Open and close the workspace of a run. On Colab, it can have a mirror on Google Drive."""
 
+import errno
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinystories_lab.data.sources import NAMED
@@ -13,6 +15,7 @@ from tinystories_lab.pipeline import restore, update_mirror
 from tinystories_lab.run import Workspace, load_config, plan_workspace
 
 _WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
+_NO_ANSWER = {errno.EIO, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.ETIMEDOUT, errno.ESTALE}
 _COLAB_ROOT, _DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
 
 
@@ -21,21 +24,24 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
 
     The folder of the workspace is TINYSTORIES_LAB_WORKSPACE if it is set, otherwise /content/tinystories_lab on Colab.
     Elsewhere it is the current folder, or its parent if the current folder is notebooks/. A source other than "auto" is
-    saved, and "auto" in later notebooks means that source. Raises ValueError as `plan_workspace` does.
+    saved, and "auto" in later notebooks means that source. Raises ValueError as `plan_workspace` does, and OSError if
+    Drive does not answer.
     """
-    here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
-    on_colab = "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
-    root = Path(os.environ.get(_WORKSPACE_VARIABLE) or (_COLAB_ROOT if on_colab else here))
-    mirror_root = _DRIVE / "MyDrive" / "tinystories_lab" if on_colab and use_drive and _mount_drive() else None
+    root, drive = _workspace_root(), _DRIVE / "MyDrive" / "tinystories_lab"
+    mirror_root = drive if use_drive and _on_colab() and _mount_drive() else None
     saved = root / "data" / "source.txt"
-    chosen = _saved_source(saved, mirror_root) if source == "auto" else source
+    with _drive_is_read():
+        chosen = _saved_source(saved, mirror_root) if source == "auto" else source
+    if chosen not in ("", "auto", *NAMED):
+        chosen = find_path(chosen)  # later notebooks and the shell may run in other folders
     lab = plan_workspace(root, preset, chosen, run, mirror_root=mirror_root)
     if source != "auto":
         with atomic_write(saved, "w") as file:
-            file.write(source)
+            file.write(chosen)
     device, why_device = choose_device()
     print(f"preset {lab.preset.name}, source {lab.source}; {why_device}; {choose_dtype(device)[1]}")
-    restore(lab)
+    with _drive_is_read():
+        restore(lab)
     print(f"data: {lab.data_dir}\nrun:  {lab.run_dir}")
     return lab
 
@@ -45,28 +51,72 @@ def close_workspace(lab: Workspace, flush: bool = False) -> None:
 
     Drive uploads in the background, so the machine may only be given up after a flush.
     """
-    update_mirror(lab)
+    with _drive_is_read():
+        update_mirror(lab)
     if lab.mirror_root and flush:
-        from google.colab import drive
+        try:
+            from google.colab import drive
 
-        drive.flush_and_unmount()
-        print("everything is on Drive, which is now unmounted")
+            drive.flush_and_unmount()
+            print("everything is on Drive, which is now unmounted")
+        except Exception as error:  # NotImplementedError on some runtimes: it must not end a run that has finished
+            advice = "it uploads in the background, so keep this machine until drive.google.com shows the files"
+            print(f"Drive cannot be flushed here ({str(error) or type(error).__name__}): {advice}")
     elif lab.mirror_root:
         print("Drive uploads in the background: before you give up this machine, call close_workspace(lab, flush=True)")
 
 
+def find_path(path: str) -> str:
+    """Return the absolute path of what `path` names in the current folder, or else in the folder of the workspace.
+
+    `~` is the home folder. If neither folder has it, return the path, which may be a name on the Hub.
+    """
+    path = os.path.expanduser(path)
+    places = (os.path.join(folder, path) for folder in (Path.cwd(), _workspace_root()))
+    return next((os.path.abspath(place) for place in places if os.path.exists(place)), path)
+
+
+def _on_colab() -> bool:
+    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+
+
+def _workspace_root() -> Path:
+    """Return the folder of the workspace (see `open_workspace`)."""
+    here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
+    chosen = os.path.expanduser(os.environ.get(_WORKSPACE_VARIABLE, ""))
+    return here / (chosen or (_COLAB_ROOT if _on_colab() else ""))
+
+
+@contextmanager
+def _drive_is_read() -> Iterator[None]:
+    """If Drive does not answer in this block, raise OSError with advice."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ANSWER:
+            raise
+        raise OSError(f"Google Drive does not answer ({error}): run this cell again to mount it again") from error
+
+
 def _mount_drive() -> bool:
     """Mount Google Drive, and return whether it is available. If mounting fails, warn that the run is not safe."""
-    from google.colab import drive
-
-    mounted = _DRIVE / "MyDrive"
     try:
-        # If a mount has stopped working, it must be replaced.
-        drive.mount(str(_DRIVE), force_remount=not os.path.isdir(mounted))
+        from google.colab import drive
+
+        drive.mount(str(_DRIVE), force_remount=not _is_mounted())  # a mount that has stopped working is replaced
+        os.listdir(_DRIVE / "MyDrive")
     except Exception as error:  # the user refused, or it took too long: Colab raises ValueError and its own exceptions
         risk = "if this machine is taken away, the run is lost; run the cell again to mount Drive"
-        warnings.warn(f"Drive was not mounted ({error}): {risk}", stacklevel=3)
-    return os.path.isdir(mounted)  # False also if a broken mount raises an error
+        warnings.warn(f"Drive was not mounted ({str(error) or type(error).__name__}): {risk}", stacklevel=3)
+    return _is_mounted()
+
+
+def _is_mounted() -> bool:
+    """Return whether Drive is mounted and answers."""
+    with suppress(OSError):
+        os.listdir(_DRIVE / "MyDrive")
+        return True
+    return False
 
 
 def _saved_source(saved: Path, mirror_root: Path | None) -> str:
@@ -76,9 +126,10 @@ def _saved_source(saved: Path, mirror_root: Path | None) -> str:
     """
     if saved.is_file():
         return saved.read_text(encoding="utf-8")
-    configs = mirror_root.glob("runs/*/config.yaml") if mirror_root else ()
-    if newest := max(configs, key=lambda config: config.stat().st_mtime, default=None):
-        with suppress(OSError, ValueError, KeyError):  # the copy is incomplete: the user has to choose the source again
+    runs = mirror_root / "runs" if mirror_root else None
+    configs = [run / "config.yaml" for run in runs.iterdir()] if runs and runs.exists() else []  # `glob` hides errors
+    if newest := max(filter(Path.exists, configs), key=lambda config: config.stat().st_mtime, default=None):
+        with suppress(FileNotFoundError, ValueError, KeyError):  # the copy is incomplete: the user has to choose again
             source = load_config(newest.parent)["source"]
             return source if source not in NAMED else "auto"
     return "auto"

@@ -40,8 +40,10 @@ def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
 
     `counts` has one number for each different word: how often it occurs.
     """
-    axes = new_axes("How many words make up the text?", "most frequent words", "share of the text (%)")
-    total = sum(counts)
+    total, title = sum(counts), "How many words make up the text?"
+    if not total:  # a corpus of nothing but punctuation
+        return new_axes(f"{title} It has no words.", "most frequent words", "share of the text (%)").figure
+    axes = new_axes(title, "most frequent words", "share of the text (%)")
     covered = [100 * part / total for part in accumulate(sorted(counts, reverse=True))]
     needed = 1 + sum(percent < 100 * share for percent in covered)
     axes.plot(range(1, len(covered) + 1), covered, color=BLUE)

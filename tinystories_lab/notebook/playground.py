@@ -49,7 +49,8 @@ class _Story:
 
 
 def _new_story(tokenizer: Tokenizer, prompt: str) -> _Story:
-    """Return a story without generated tokens."""
+    """Return a story without generated tokens, and without spaces at the end of its prompt (see `encode_prompt`)."""
+    prompt = prompt.rstrip(" ")
     ids = encode_prompt(tokenizer, prompt)
     return _Story(prompt, tuple(ids), len(ids))
 
