@@ -1,6 +1,7 @@
 """Presets, workspaces, and config.yaml, the record needed to repeat a run."""
 
 import platform
+import re
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -227,3 +228,28 @@ def test_a_changed_train_config_changes_nothing_else_of_a_workspace(tmp_path):
     changed = lab.with_train_config(total_steps=500)
     assert changed.preset.train == replace(lab.preset.train, total_steps=500)
     assert replace(changed, preset=lab.preset) == lab
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"max_stories": 1}, "max_stories is 1; it must be an integer from 2 to"),
+        ({"tokenizer_stories": 0}, "tokenizer_stories is 0; it must be an integer from 1 to"),
+        ({"max_tokens": 1.5}, "max_tokens is 1.5; it must be an integer from 1 to"),
+        ({"sample_tokens": None}, "sample_tokens is None; it must be an integer from 1 to"),
+        ({"source": 7}, "source is 7; it must be a string"),
+        ({"train": None}, "train is None; it must be TrainConfig"),
+        ({"train": TrainConfig(seq_len=1_024)}, "seq_len is 1024, but the model's max_len is 512"),
+    ],
+    ids=str,
+)
+def test_a_preset_out_of_its_ranges_is_refused_with_name_value_and_range(changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        replace(PRESETS["book"], **changes)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lab = plan_workspace("~/lab", "tiny", "~/stories.txt", mirror_root="~/disk/lab")
+    assert lab.source == str(tmp_path / "stories.txt") and lab.mirror_root == tmp_path / "disk" / "lab"
+    assert lab.data_dir == tmp_path / "lab" / "data" / "stories-tiny"

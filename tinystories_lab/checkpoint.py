@@ -7,7 +7,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
 from io import BytesIO
@@ -149,13 +148,13 @@ def latest_checkpoint(candidates: Iterable[Path]) -> tuple[Path, dict[str, Any]]
 
 def read_step(path: str | Path) -> int | None:
     """Return the step of a checkpoint without reading its tensors; None if there is no file, -1 if it is damaged."""
-    content = _read_unverified(path)
+    content = read_unverified(path)
     if content is None:
         return None
     return content["step"] if isinstance(content.get("step"), int) else -1
 
 
-def _read_unverified(path: str | Path) -> dict[str, Any] | None:
+def read_unverified(path: str | Path) -> dict[str, Any] | None:
     """Return a checkpoint without reading its tensors; None if there is no file, {} if it is damaged."""
     for mmap in (True, False):  # some disks do not support memory mapping
         try:
@@ -189,15 +188,6 @@ def require_same_run(there: Mapping[str, Any], here: Mapping[str, Any], where: s
         values = "; ".join(f"{name} {there[name]} there, {here[name]} here" for name in differing)
         advice = "or move the old run aside (`--fresh` in the shell, `move_aside(lab)` in a notebook)"
         raise ValueError(f"{where} belongs to another run ({values}): use another run name, {advice}")
-
-
-def stored_identity(paths: Iterable[Path]) -> dict[str, Any] | None:
-    """Return the identity of the run that the first readable one of these checkpoints belongs to, or None."""
-    for path in paths:
-        with suppress(LookupError, TypeError, ValueError, AttributeError):
-            if content := _read_unverified(path):
-                return run_identity(content)
-    return None
 
 
 def check_final(run_dir: str | Path) -> None:

@@ -17,30 +17,14 @@ _OLD_NAMES = {  # up to version 1.0: old checkpoints and config.yaml files have 
     "first_seq_len": "seq_len_start",
     "seq_warmup": "seq_len_warmup_fraction",
 }
-_RANGES = {
-    "batch_size": (1, 2**20),
-    "seq_len": (1, 2**20),
-    "grad_accum_steps": (1, 2**20),
-    "total_steps": (1, 10**9),
-    "warmup_steps": (0, 10**9),
-    "peak_lr": (1e-9, 10.0),  # Muon's rate is stored as a multiple of it
-    "final_lr_ratio": (0.0, 1.0),
-    "weight_decay": (0.0, 1.0),
-    "beta1": (0.0, 0.99999),
-    "beta2": (0.0, 0.99999),
-    "eps": (1e-15, 1.0),
-    "grad_clip": (1e-6, 1e6),
-    "muon_lr": (1e-9, 10.0),
-    "seq_len_start": (1, 2**20),
-    "seq_len_warmup_fraction": (1e-6, 1.0),
-    "seed": (0, 2**63 - 1),
-    "log_every": (1, 10**9),
-    "eval_every": (1, 10**9),
-    "eval_batches": (1, 10**6),
-    "save_every": (1, 10**9),
-    "save_minutes": (1e-6, 1e6),
-    "keep_every": (1, 10**9),
-}
+_RANGES = dict.fromkeys(("batch_size", "seq_len", "grad_accum_steps", "seq_len_start"), (1, 2**20))
+_RANGES |= dict.fromkeys(
+    ("total_steps", "log_every", "eval_every", "eval_batches", "save_every", "keep_every"), (1, 10**9)
+)
+_RANGES |= dict.fromkeys(("peak_lr", "muon_lr"), (1e-9, 10.0)) | dict.fromkeys(("beta1", "beta2"), (0.0, 0.99999))
+_RANGES |= {"warmup_steps": (0, 10**9), "seed": (0, 2**63 - 1), "grad_clip": (1e-6, 1e6), "save_minutes": (1e-6, 1e6)}
+_RANGES |= {"final_lr_ratio": (0.0, 1.0), "weight_decay": (0.0, 1.0), "seq_len_warmup_fraction": (1e-6, 1.0)}
+_RANGES |= {"eps": (1e-15, 1.0)}
 
 
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
@@ -51,13 +35,12 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None
     for setting in fields(config):
         name, value, types = setting.name, getattr(config, setting.name), get_args(setting.type) or (setting.type,)
         needed = {str: "a string", bool: "true or false"}.get(types[0])
+        is_valid = isinstance(value, types)
         if types[0] in (int, float):
             low, high = ranges[name]
             kind, numbers = ("an integer", Integral) if types[0] is int else ("a number", Real)
             is_valid = isinstance(value, numbers) and not isinstance(value, bool) and low <= value <= high
             needed = f"{kind} from {low:,} to {high:,}"
-        else:
-            is_valid = isinstance(value, types)
         if not is_valid and not (value is None and NoneType in types):
             raise ValueError(f"{name} is {value!r}; it must be {needed or types[0].__name__}")
 

@@ -75,16 +75,25 @@ def _train_tokenizer(lab: Workspace, stories: Dataset) -> Tokenizer:
 def tokenizer_stage(lab: Workspace) -> None:
     """cleaned stories -> tokenizer.json, train.bin, val.bin"""
     stories, report = open_stories(lab.data_dir)
-    with data_lock(lab.data_dir):
-        written_last, written_first = lab.data_dir / "val.json", lab.data_dir / "stories" / "report.json"
-        if not has_data(lab) or written_last.stat().st_mtime < written_first.stat().st_mtime:
-            tokenizer = _train_tokenizer(lab, stories["train"])
-            save_tokenizer(tokenizer, lab.data_dir / "tokenizer.json")
-            for name, split, limit in (("train.bin", "train", lab.preset.max_tokens), ("val.bin", "validation", None)):
-                write_bin(lab.data_dir / name, StoryTexts(stories[split]), tokenizer, limit, report.source)
+    if not _is_tokenized(lab):
+        with data_lock(lab.data_dir):
+            if not _is_tokenized(lab):  # another session may have written the files in the meantime
+                tokenizer = _train_tokenizer(lab, stories["train"])
+                save_tokenizer(tokenizer, lab.data_dir / "tokenizer.json")
+                for split, name, limit in (
+                    ("train", "train.bin", lab.preset.max_tokens),
+                    ("validation", "val.bin", None),
+                ):
+                    write_bin(lab.data_dir / name, StoryTexts(stories[split]), tokenizer, limit, report.source)
     for name in ("train.bin", "val.bin"):
         info = BinInfo.load(lab.data_dir / name)
         print(f"{name}: {info.tokens:,} tokens in {info.stories:,} stories, {info.bytes_per_token:.2f} bytes per token")
+
+
+def _is_tokenized(lab: Workspace) -> bool:
+    """Return whether the token files were written, undamaged, after the stories."""
+    written_last, written_first = lab.data_dir / "val.json", lab.data_dir / "stories" / "report.json"
+    return has_data(lab) and written_last.stat().st_mtime >= written_first.stat().st_mtime
 
 
 def train_run(

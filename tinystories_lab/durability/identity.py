@@ -1,9 +1,10 @@
 """What makes a run this run and no other. It is asked before anything is copied, restored, generated or reported."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tinystories_lab.checkpoint import run_identity, stored_identity
+from tinystories_lab.checkpoint import read_unverified, run_identity
 from tinystories_lab.loader import BinInfo
 from tinystories_lab.run import Workspace, load_config
 
@@ -16,8 +17,10 @@ def identity_of(run_dir: str | Path) -> dict[str, Any] | None:
     It is read from a checkpoint, or from config.yaml if there is no readable one. The folder may be one on a mirror.
     """
     run_dir = Path(run_dir)
-    if identity := stored_identity([*sorted(run_dir.glob("last*.pt")), run_dir / "final.pt"]):
-        return identity
+    for path in (*sorted(run_dir.glob("last*.pt")), run_dir / "final.pt"):
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # a damaged checkpoint
+            if content := read_unverified(path):
+                return run_identity(content)
     try:
         config = load_config(run_dir)
     except (FileNotFoundError, ValueError):
