@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from notebooks import NOTEBOOKS, ROOT, repository
-from tinystories_lab.durability.mirror import _MIRROR_SLOTS, _RUN_FILES, DATA_FILES
+from tinystories_lab.durability.mirror import _DATA_FILES, _MIRROR_SLOTS, _RUN_FILES
 
 COLAB = """
 from pathlib import Path
@@ -222,7 +222,7 @@ def test_drive_has_the_same_few_files_after_each_machine(second_machine, third_m
     _, after = third_machine
     assert before == after
     data, run = (f"tinystories_lab/{kind}/toyland-tiny/" for kind in ("data", "runs"))
-    few = {data + name for name in (*DATA_FILES, "manifest.json")}
+    few = {data + name for name in (*_DATA_FILES, "manifest.json")}
     few |= {
         run + name for name in (*_RUN_FILES, *_MIRROR_SLOTS, *_MIRROR_SLOTS.values(), "manifest.json", "writer.json")
     }

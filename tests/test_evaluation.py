@@ -75,9 +75,10 @@ def test_each_item_of_the_checklist_is_done_by_its_own_file(tmp_path):
         expected[item] = True
         assert checklist(tmp_path) == expected
     for when in ("before", "after"):
-        save_samples(tmp_path, when, [{"story": "x"}] * 9)
+        sample = {"story": "x", "prompt": "", "ended": True, "max_new_tokens": 5}
+        save_samples(tmp_path, when, [sample] * 9)
         assert checklist(tmp_path) == expected, "nine are not ten"
-        save_samples(tmp_path, when, [{"story": "x"}] * 10)
+        save_samples(tmp_path, when, [sample] * 10)
         expected[f"ten samples from {when} training"] = True
         assert checklist(tmp_path) == expected
     append_row(tmp_path / "ratings.jsonl", {"grammar": 1, "coherence": 1, "fun": 1})

@@ -39,8 +39,8 @@ def run_dir(lab, uninterrupted, data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     plan = lab(shutil.copytree(uninterrupted(log_every=1), tmp_path / "runs" / "a run"))
     save_config(replace(plan, data_dir=shutil.copytree(data_dir, tmp_path / "data" / "made up")))
-    save_samples(plan.run_dir, "before", [{"story": "x x"}])
-    save_samples(plan.run_dir, "after", [{"story": "“Zoë” sat."}])
+    for when, story in (("before", "x x"), ("after", "“Zoë” sat.")):
+        save_samples(plan.run_dir, when, [{"story": story, "prompt": "", "ended": True, "max_new_tokens": 5}])
     return plan.run_dir
 
 

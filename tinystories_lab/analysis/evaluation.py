@@ -66,7 +66,7 @@ def read_samples(run_dir: str | Path, when: str = "") -> list[Row]:
 def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any]]) -> None:
     """Save stories in samples.jsonl as those from `when` ("before" or "after" training), in place of older ones."""
     path = Path(run_dir) / "samples.jsonl"
-    rows = [row for row in read_samples(run_dir) if row["when"] != when]
+    rows = [row for row in read_rows(path) if row.get("when") != when]
     rows += ({"when": when, **sample} for sample in samples)
     with atomic_write(path, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # `datasets` takes half a second to import, and only the Hub needs it
     from datasets import Dataset, DatasetDict
 
-_STALL_SECONDS, _LOOK_SECONDS = 300, 5  # how long a download may write nothing, and how often that is checked
+_STALL_SECONDS, _LOOK_SECONDS = 300, 5  # how long a download may write nothing, and how often this is checked
 _RETRY = 'try again, or choose a local file or "toyland"'
-# The first pattern found in the classes, statuses and messages of the errors decides which error is raised.
+# The first of these patterns that occurs in the classes, statuses and messages of the errors decides what is raised.
 _CAUSES = (
     (r"nothing was written", ConnectionError, "set HF_HUB_DISABLE_XET=1 in the environment, restart and try again"),
     (r"Gated|\bgated\b", FileNotFoundError, "accept the terms at https://huggingface.co/datasets/{name}, set HF_TOKEN"),
@@ -27,14 +28,14 @@ _CAUSES = (
 
 
 def load_hub(name: str, wanted: str = "", revision: str | None = None) -> tuple["DatasetDict", str]:
-    """Download a dataset once, into the cache of `datasets`. Return its splits and the name of a column of strings.
+    """Download a dataset into the cache of `datasets`, or find it there. Return its splits and the name of a column.
 
-    `wanted` is "COLUMN", "CONFIGURATION:COLUMN", "CONFIGURATION:" or "", with "text" as the default column. A word
-    without a colon is a configuration, too, if the dataset needs one of that name, or has no such column.
+    `wanted` is "COLUMN", "CONFIGURATION:COLUMN", "CONFIGURATION:" or "". The default column is "text". A word without a
+    colon may also be a configuration, if the dataset needs one or has no such column.
 
     Raises FileNotFoundError if the Hub has no such dataset that you may read, ConnectionError if the download fails or
-    stalls, OSError if the disk is full, and ValueError if `datasets` cannot read it, or if it has no split "train", no
-    such configuration or no such column.
+    stalls, and OSError if the disk is full. Raises ValueError if `datasets` cannot read the dataset, or if it has no
+    split "train", no such configuration or no such column of strings.
     """
     config, _, column = wanted.rpartition(":")
     try:
@@ -52,7 +53,7 @@ def load_hub(name: str, wanted: str = "", revision: str | None = None) -> tuple[
     if "train" not in splits:
         raise ValueError(f'{name} has the splits {list(splits)}; a split "train" is needed: choose another dataset')
     columns = {key: getattr(feature, "dtype", "nested") for key, feature in splits["train"].features.items()}
-    if column and not config and column not in columns:  # it may be a configuration beside the default one
+    if column and not config and column not in columns:  # it may be a configuration other than the default one
         with suppress(OSError, ValueError):
             return load_hub(name, f"{column}:", revision)
     column = column or "text"
@@ -64,56 +65,54 @@ def load_hub(name: str, wanted: str = "", revision: str | None = None) -> tuple[
 
 
 def texts_of(dataset: "Dataset", column: str = "text") -> Iterator[str | None]:
-    """Yield the texts of a memory-mapped dataset in order. Only one is in memory at a time, however long it is."""
+    """Yield the texts of a memory-mapped dataset in order. Only one at a time is in memory."""
     for table in dataset.select_columns(column).with_format("arrow").iter(1_000):  # slices of the map, without copies
         for text in table[column]:
             yield text.as_py()
 
 
 def _download(name: str, config: str, revision: str | None) -> "DatasetDict":
-    """Call `load_dataset` in a thread, so that Ctrl-C is answered at once and a stalled download is noticed."""
+    """Call `load_dataset` in a thread, so that Ctrl-C works at once and a stalled download is noticed."""
     import datasets
 
-    results, errors = [], []
+    splits = Future()
+    arguments, options = [name, config] if config else [name], {"revision": revision} if revision else {}
 
-    def work() -> None:
+    def download() -> None:
         try:
-            pinned = {"revision": revision} if revision else {}
-            results.append(datasets.load_dataset(name, *([config] if config else []), **pinned))
+            splits.set_result(datasets.load_dataset(*arguments, **options))
         except BaseException as error:
-            errors.append(error)
+            splits.set_exception(error)
 
-    thread = Thread(target=work, daemon=True)  # a daemon thread does not keep the process alive
-    thread.start()
+    Thread(target=download, daemon=True).start()  # unlike a ThreadPoolExecutor, it does not keep the process alive
     state, changed = None, time.monotonic()
-    while thread.is_alive():
-        thread.join(_LOOK_SECONDS)
+    while not wait([splits], _LOOK_SECONDS).done:
         if (now := _state_of_caches()) != state:
             state, changed = now, time.monotonic()
         elif time.monotonic() - changed > _STALL_SECONDS:
             raise TimeoutError(f"nothing was written to its cache for {_STALL_SECONDS} seconds")
-    if errors:
-        raise errors[0]
-    return results[0]
+    return splits.result()
 
 
 def _state_of_caches() -> set[tuple[str, int, int]]:
-    """Return the name, size and time of each file in the caches of Hugging Face, which a download changes."""
+    """Return the path, size and time of each file in the caches of Hugging Face, which a download changes."""
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE, HF_XET_CACHE
 
     state = set()
     for cache in (HF_DATASETS_CACHE, HF_HUB_CACHE, HF_XET_CACHE):
         for folder, _, names in os.walk(cache):
-            for name in names if os.path.basename(folder) != "logs" else ():  # a stalled download may still log
+            if os.path.basename(folder) == "logs":  # a stalled download may still log
+                continue
+            for path in (os.path.join(folder, name) for name in names):
                 with suppress(OSError):  # a temporary file may be gone by now
-                    stat = os.lstat(path := os.path.join(folder, name))
+                    stat = os.lstat(path)
                     state.add((path, stat.st_size, stat.st_mtime_ns))
     return state
 
 
 def _explain(name: str, cause: Exception) -> Exception:
-    """Return an exception that says in one sentence why a dataset could not be loaded, and what to do."""
+    """Return an exception that says in one sentence why a dataset was not loaded, and what to do."""
     error, text = cause, ""
     while error:
         status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,11 +1,10 @@
 """The files of a local source: which files of a folder have stories, and the rows of each file, one at a time."""
 
-import errno
 import gzip
 import json
 import os
-import stat
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,32 +13,32 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_MARKER = "<|endoftext|>"  # between stories of a .txt file, as in those of TinyStories
-_READ_BYTES = 2**20  # of a Parquet column in memory, plus the rest of its last row
-_BLOCKS_PER_STORY = 10  # if more blocks of lines than this lie between two markers, blank lines separate stories
+_MARKER = "<|endoftext|>"  # separates the stories of a .txt file, as in those of TinyStories
+_READ_BYTES = 2**20  # how much of a Parquet column is in memory, plus the rest of its last row
+_PARAGRAPHS_PER_STORY = 10  # with more paragraphs than this between markers, blank lines separate stories, too
 
 
 def walk(top: Path, skip: Callable[[str, Path], None]) -> Iterator[Path]:
-    """Yield the files with stories in a folder and in the folders below it, also through links."""
-    above = {str(parent) for parent in Path(os.path.realpath(top)).parents}
-    folders, links, seen = [top], [], set()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)  # links come last, so that no folder is read as its link
+    """Yield the files with stories in a folder and its subfolders. Links to folders are followed, each folder once."""
+    known = dict.fromkeys(map(str, Path(os.path.realpath(top)).parents), "link to a folder above")
+    folders = deque([top])  # links to folders are on the left and come last, so that no folder is read as its link
+    while folders:
+        folder = folders.pop()
         real = os.path.realpath(folder)
-        if real in seen | above:
-            skip("link to a folder above" if real in above else "folder read already", folder)
+        if real in known:
+            skip(known[real], folder)
             continue
-        seen.add(real)
-        with _errors_of(folder), os.scandir(folder) as entries:
+        known[real] = "folder read already"
+        with _explain_errors(folder), os.scandir(folder) as entries:
             paths = sorted(folder / entry.name for entry in entries)
         for path in paths:
             if path.name.startswith("."):
                 is_folder = os.path.isdir(path) and not path.is_symlink()
-                for parent, _, names in os.walk(path) if is_folder else [(folder, [], [path.name])]:
-                    for name in names:
-                        skip("hidden", Path(parent, name))
+                inside = (Path(parent, name) for parent, _, names in os.walk(path) for name in names)
+                for file in inside if is_folder else [path]:
+                    skip("hidden", file)
             elif os.path.isdir(path):
-                (links if path.is_symlink() else folders).append(path)
+                (folders.appendleft if path.is_symlink() else folders.append)(path)
             elif reason := reason_to_skip(path):
                 skip(reason, path)
             else:
@@ -47,29 +46,25 @@ def walk(top: Path, skip: Callable[[str, Path], None]) -> Iterator[Path]:
 
 
 def reason_to_skip(path: Path) -> str:
-    """Return why a file has no stories, or "" if it may have some. Raises ValueError if it cannot be opened."""
-    with _errors_of(path):
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return "broken link"
-            raise
-        if not stat.S_ISREG(mode):  # to open a pipe would wait for ever
+    """Return why a file is not read, or "" if it is. Raises ValueError if it cannot be opened."""
+    with _explain_errors(path):
+        if not path.exists():
+            return "broken link"
+        if not path.is_file():  # opening a pipe would block for ever
             return "not a regular file"
         if type_of(path) not in _READERS:
             return f"another type ({type_of(path) or 'no ending'})"
-        open(path, "rb").close()  # now, because nothing is written yet
+        open(path, "rb").close()  # this fails early, before anything is written
     return ""
 
 
 def count_rows(files: list[Path]) -> int | None:
-    """Return the number of rows in Parquet files, or None for other files, which would have to be read."""
+    """Return the number of rows in Parquet files. For other files it is None, because counting means reading."""
     if any(file.suffix.lower() != ".parquet" for file in files):
         return None
     total = 0
     for file in files:
-        with _errors_of(file):
+        with _explain_errors(file):
             total += max(1, pq.read_metadata(file).num_rows)
     return total
 
@@ -80,8 +75,8 @@ def type_of(path: Path) -> str:
 
 
 @contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
-    """Raise ValueError that says what is wrong with a file or folder, instead of the error of a library."""
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Turn an error from reading this file or folder into a ValueError that says what to do."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -94,14 +89,14 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def read_file(path: Path, one_story: bool, notes: list[str]) -> Iterator[str | None]:
-    """Yield the texts of a file, one at a time, or one None if it has none. Add decisions about the file to `notes`.
+    """Yield the texts of a file, one at a time. A file without texts gives one None.
 
-    A .txt file is `one_story`, or is split into stories. Raises ValueError, which names the place, for what cannot be
-    read.
+    A .txt file is `one_story`, or is split into stories; `notes` gets a line if the split is unclear. Raises ValueError
+    if the file cannot be read.
     """
     kind = type_of(path)
     texts = _read_txt(path, one_story, notes) if kind == ".txt" else _READERS[kind](path)
-    with _errors_of(path):
+    with _explain_errors(path):
         yield next(texts, None)
         yield from texts
 
@@ -112,7 +107,7 @@ def _open_file(path: Path, mode: str) -> IO:
 
 
 def _read_txt(path: Path, one_story: bool, notes: list[str]) -> Iterator[str]:
-    """Split a file at `<|endoftext|>`, and at blank lines if it has too few of them and is not `one_story`."""
+    """Split a file at `<|endoftext|>`. If it has few of them and is not `one_story`, also split it at blank lines."""
     keep_blank_lines = one_story or _markers_suffice(path, notes)
     with _open_file(path, "rt") as file:
         story = ""
@@ -132,25 +127,23 @@ def _read_txt(path: Path, one_story: bool, notes: list[str]) -> Iterator[str]:
 
 
 def _markers_suffice(path: Path, notes: list[str]) -> bool:
-    """Return whether `<|endoftext|>` alone separates the stories of a file. If it also has blank lines, note that."""
-    markers = stories = blocks = 0  # a block has no blank line and no marker inside
-    in_story = in_block = False
+    """Return whether `<|endoftext|>` alone separates the stories of a file. If it also has blank lines, add a note."""
+    markers = stories = paragraphs = 0
+    in_story = in_paragraph = False
     with _open_file(path, "rt") as file:
         for line in file:
-            for place, piece in enumerate(line.split(_MARKER)):
-                if place:
+            for index, piece in enumerate(line.split(_MARKER)):
+                if index > 0:
                     markers += 1
-                    in_story = in_block = False
-                if piece.strip():
-                    stories += not in_story
-                    blocks += not in_block
-                    in_story = in_block = True
-                else:
-                    in_block = False
-    suffice = stories > 1 and blocks <= _BLOCKS_PER_STORY * stories
-    if markers and blocks > stories:
+                    in_story = in_paragraph = False
+                has_text = bool(piece.strip())
+                stories += has_text and not in_story
+                paragraphs += has_text and not in_paragraph
+                in_story, in_paragraph = in_story or has_text, has_text
+    suffice = stories > 1 and paragraphs <= _PARAGRAPHS_PER_STORY * stories
+    if markers and paragraphs > stories:
         decision = "are part of the stories" if suffice else "separate stories, too"
-        notes.append(f"{path.name}: {markers:,} {_MARKER} among {blocks:,} paragraphs: blank lines {decision}")
+        notes.append(f"{path.name}: {markers:,} {_MARKER} among {paragraphs:,} paragraphs: blank lines {decision}")
     return suffice
 
 
@@ -169,21 +162,20 @@ def _read_jsonl(path: Path) -> Iterator[str | None]:
 
 
 def _read_parquet(path: Path) -> Iterator[str | None]:
-    # Otherwise a whole row group would be in memory. So it is page by page; a page may have 1,000 rows.
-    bounded = {"pre_buffer": False, "buffer_size": _READ_BYTES}
-    with _open_file(path, "rb") as raw, pq.ParquetFile(raw, **bounded) as file:
+    by_page = {"pre_buffer": False, "buffer_size": _READ_BYTES}  # otherwise a whole row group would be in memory
+    with _open_file(path, "rb") as raw, pq.ParquetFile(raw, **by_page) as file:
         if "text" not in file.schema_arrow.names:
             raise ValueError(f'{path} has the columns {file.schema_arrow.names}; a column "text" is needed')
         for group in range(file.num_row_groups):
             metadata = file.metadata.row_group(group)
-            # At most 20, because a long text that occurs in many rows is stored once.
-            at_once = min(20, max(1, _READ_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)))
-            for batch in file.iter_batches(at_once, row_groups=[group], columns=["text"]):
+            # At most 20 rows: a long text in many rows is stored only once, so the stored size may be far too small.
+            batch_size = min(20, max(1, _READ_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)))
+            for batch in file.iter_batches(batch_size, row_groups=[group], columns=["text"]):
                 yield from (_check_text(text, path) for text in batch.column(0).to_pylist())
 
 
 def _check_text(text: object, place: object) -> str | None:
-    """Return `text` if it is Unicode text or None. Otherwise raise ValueError, which names the place."""
+    """Return `text` if it is Unicode text or None. Raises ValueError, which names the place, if it is not."""
     if text is not None and not isinstance(text, str):
         raise ValueError(f'{place}: "text" is {text!r}; it must be a string or null')
     try:

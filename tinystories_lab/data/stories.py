@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -26,13 +27,13 @@ from tinystories_lab.files import atomic_write, cached_sha256_of, sha256_of
 from tinystories_lab.loader import BinInfo
 from tinystories_lab.tokenizer import END_OF_TEXT
 
-_BATCH_BYTES = 2**20  # of text in a record batch, plus the rest of its last story
-# Mojibake: UTF-8 that was decoded as Windows-1252 looks like â€œ or Ã©. Python's cp1252 does not define five bytes,
-# such as the last byte of a closing quote. Lenient decoders keep them as they are, so here they map to themselves.
+_BATCH_BYTES = 2**20  # how much text a record batch has, plus the rest of its last story
+# Mojibake: UTF-8 that was decoded as Windows-1252 looks like â€œ or Ã©. Windows-1252 does not define five bytes, such as
+# the last byte of a closing quote. Lenient decoders keep these bytes, so here they map to themselves.
 _BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
 _CONTINUATION = "[" + "".join(char for char, byte in _BYTE_OF.items() if byte < 0xC0) + "]"
-# Three kinds of damage: punctuation and currency, emoji, and letters and signs of Latin-1. The first two begin as no
-# language does. The third is healthy in some places, which `_is_damage` knows.
+# Three kinds of damage: punctuation and currency, emoji, and the letters and signs of Latin-1. The first two occur in no
+# language. The third may be correct text: `_is_damage` decides.
 _MOJIBAKE = re.compile(rf"â[€‚„]{_CONTINUATION}|ðŸ{_CONTINUATION}{{2}}|(?P<pairs>(?:[ÂÃ][\u00a0-\u00bf])+)")
 _OPENING = "«‹“„‘‚([{\"'"
 _RUN = ": run 01_prepare (or `prepare` in the shell)"
@@ -50,17 +51,16 @@ def load_stories(
 
     `source` is "tinystories" (on the Hub, at a pinned revision), "owner/name", "owner/name:column" or
     "owner/name:configuration:column" (another dataset on the Hub), "toyland" (generated stories, 20,000 by default), a
-    .txt, .jsonl or .parquet file (also .gz), or a folder of files of one type. At most `max_stories` rows are read. If
-    the source has splits of its own, also in the names of files, they are kept, and validation has at most
-    `validation_share` of `max_stories`. Otherwise a random `validation_share` of the stories becomes the validation set.
+    .txt, .jsonl or .parquet file (also .gz), or a folder of files of one type. At most `max_stories` rows are read. The
+    splits of the source are kept, also those in the names of files. Then validation has at most `validation_share` of
+    `max_stories`. Without such splits, the validation set is a random `validation_share` of the stories.
 
-    The result is stored in `data_dir/stories`, and the same request opens it again. It is made again, and a line says
-    why, if it is damaged or if the settings or the files have changed. Two sessions do not write at the same time.
-    Without `data_dir`, it is deleted when the process ends. Memory holds about 80 bytes per story (a hash in a set),
-    never all stories.
+    The result is stored in `data_dir/stories`, and the same request opens it again. If it is damaged, or if the settings
+    or the files have changed, it is prepared again and a line says why. One session at a time writes. Without
+    `data_dir`, the result is deleted when the process ends. Memory use is about 80 bytes per story (a hash in a set).
 
-    Raises FileNotFoundError or ValueError for a source that is missing or not readable, and as `load_hub`. Raises
-    ValueError if `data_dir` holds the stories of another source. Then nothing there has changed.
+    Raises FileNotFoundError or ValueError if the source is missing or not readable, and the errors of `load_hub`. Raises
+    ValueError, and changes nothing, if `data_dir` has the stories of another source.
     """
     if not 0 < validation_share <= 0.5:
         raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
@@ -70,11 +70,11 @@ def load_stories(
         data_dir = tempfile.mkdtemp(prefix="tinystories_lab_")
         atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
     files = find_files(source)
-    local = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed}
     request |= {"source": str(source), "path": str(Path(source).resolve()) if files else None}
-    request |= {"files": blake2b(repr(local).encode()).hexdigest(), "hub": HUB_REVISION}
-    request |= {"version": __version__}  # another version may clean or generate differently
+    request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean or generate differently
+    request |= {"files": blake2b(repr(states).encode()).hexdigest()}
     if _why_prepare(Path(data_dir), request) is not None:  # another source is refused before anything is written
         with data_lock(data_dir):
             why = _why_prepare(Path(data_dir), request)  # another session may have written them in the meantime
@@ -86,32 +86,31 @@ def load_stories(
 
 
 def _why_prepare(data_dir: Path, request: dict[str, Any]) -> str | None:
-    """Return None if `data_dir` holds the stories of this request, "" if it holds none, or what is wrong with them.
+    """Return None if `data_dir` has the stories of this request, "" if it has none, or what is wrong with them.
 
-    Raises ValueError if its stories, or the tokens if there is no report, come from another source.
+    Raises ValueError if they come from another source. Without a report, train.json has the name of their source.
     """
-    before, why, known = {}, "", ""
+    old, path, known, why = {}, request["path"], "", None
     try:
-        before, report = _read_report(data_dir / "stories")
-        known = report.source
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        why = str(error).partition(_RUN)[0]
-    if not before:
-        with suppress(OSError, ValueError):  # a damaged sidecar of train.bin
+        saved, report = _read_report(data_dir / "stories")
+        old, known = saved["request"], report.source
+    except (FileNotFoundError, ValueError) as error:
+        why = "" if isinstance(error, FileNotFoundError) else str(error).partition(_RUN)[0]
+        with suppress(OSError, ValueError):  # train.json may be damaged, too
             known = str(getattr(BinInfo.load(data_dir / "train.bin"), "source", ""))
-    old, path = before.get("request", {}), request["path"]
     is_same_file = path and path in (old.get("path"), str(Path(known).resolve()))
     if known and known != request["source"] and not is_same_file:
         advice = "use another data name (--data NAME in the shell), or remove that folder"
         raise ValueError(f"{data_dir} holds the stories of {known}, not of {request['source']}: {advice}")
-    if not before:
+    if why is not None:
         return why
-    changes = [name for name in request if name not in ("source", "path") and old.get(name) != request[name]]
+    changes = [
+        "the files have changed" if name == "files" else f"{name} was {old.get(name)} and is now {new}"
+        for name, new in request.items()
+        if name not in ("source", "path") and old.get(name) != new
+    ]
     if changes:
-        told = (f"{name} was {old.get(name)} and is now {request[name]}" for name in changes if name != "files")
-        return ", ".join([*told, *["the files have changed"] * ("files" in changes)])
+        return ", ".join(changes)
     try:
         open_stories(data_dir)
     except (FileNotFoundError, ValueError) as error:
@@ -121,29 +120,28 @@ def _why_prepare(data_dir: Path, request: dict[str, Any]) -> str | None:
 
 def _prepare(source: str | Path, folder: Path, request: dict[str, Any]) -> None:
     """Read, clean and split stories, and write them and their report to a folder."""
-    stored, report = folder / "report.json", CleanReport(str(source))
-    share, seed = request["validation_share"], request["seed"]
+    report, share, seed = CleanReport(str(source)), request["validation_share"], request["seed"]
     rows = _clean_rows(read_source(source, report, request["max_stories"], share, seed), report)
     rows = _split_rows(rows, share, seed)
-    rows = chain(list(islice(rows, 1)), rows)  # a source without a readable row leaves no files
+    rows = chain(list(islice(rows, 1)), rows)  # if the first row cannot be read, no file is made
     with ExitStack() as stack:
         files = {split: stack.enter_context(atomic_write(folder / f"{split}.arrow")) for split in SPLITS}
         schema = pa.schema({"text": pa.string()})
         writers = {split: stack.enter_context(pa.ipc.new_stream(file, schema)) for split, file in files.items()}
         for split, batch in _batches(rows):
-            setattr(report, split, getattr(report, split) + len(batch))  # the counts are named after the splits
+            setattr(report, split, getattr(report, split) + len(batch))
             writers[split].write_batch(pa.record_batch([batch], schema))
         if not (report.train and report.validation):
             count = report.train + report.validation
             found = f"{source} gave {count} {'story' if count == 1 else 'stories'} after cleaning"
             dropped = f"{report.empty} empty rows and {report.duplicates} duplicates dropped"
             raise ValueError(f"{found} ({dropped}); at least 2 are needed, one for training and one for validation")
-        stored.unlink(missing_ok=True)  # an old report must not describe the new files
+        (folder / "report.json").unlink(missing_ok=True)  # an old report must not describe the new files
     arrow = {}
     for split in SPLITS:
         path = folder / f"{split}.arrow"
         arrow[split] = [path.stat().st_size, path.stat().st_mtime_ns, sha256_of(path)]
-    with atomic_write(stored, "w") as file:
+    with atomic_write(folder / "report.json", "w") as file:
         json.dump({"request": request, "arrow": arrow, "report": asdict(report)}, file, indent=1)
 
 
@@ -158,12 +156,9 @@ def open_stories(data_dir: str | Path) -> tuple[DatasetDict, CleanReport]:
         path, rows = folder / f"{split}.arrow", getattr(report, split)
         try:
             now = path.stat()
-            if "arrow" in saved:  # older versions did not store what follows
-                size, time, sha256 = saved["arrow"][split]
-                if now.st_size != size:
-                    raise ValueError(f"it has {now.st_size} bytes, not {size}")
-                # A copy has another time, too. To read gigabytes each time would be slow.
-                if now.st_mtime_ns != time and cached_sha256_of(path) != sha256:
+            if "arrow" in saved:  # reports of older versions do not have it
+                *state, sha256 = saved["arrow"][split]
+                if [now.st_size, now.st_mtime_ns] != state and cached_sha256_of(path) != sha256:  # hashing is slow
                     raise ValueError("its SHA-256 differs from that in report.json")
             splits[split] = Dataset.from_file(str(path))
             if len(splits[split]) != rows:
@@ -180,7 +175,7 @@ def _read_report(folder: Path) -> tuple[dict[str, Any], CleanReport]:
     path, default = folder / "report.json", CleanReport("")
     try:
         saved = json.loads(path.read_bytes())
-        report = CleanReport(**saved["report"])  # one of an older version lacks some fields, which have defaults
+        report = CleanReport(**saved["report"])  # fields that an older version did not have get their default
         wrong = [name for name, value in vars(report).items() if type(value) is not type(getattr(default, name))]
         if wrong or not isinstance(saved["request"], dict):
             raise TypeError(f"wrong type of {', '.join(wrong) or 'request'}")
@@ -192,7 +187,7 @@ def _read_report(folder: Path) -> tuple[dict[str, Any], CleanReport]:
 
 
 class StoryTexts:
-    """The texts of a dataset in order, or the first `limit` of them. About 1 MB of text is in memory at a time."""
+    """The texts of a dataset in order, or the first `limit` of them, with about 1 MB of text in memory."""
 
     def __init__(self, dataset: Dataset, limit: int | None = None) -> None:
         self._dataset, self._count = dataset, len(dataset) if limit is None else min(limit, len(dataset))
@@ -207,7 +202,7 @@ class StoryTexts:
 
 
 def _read_arrow(path: str) -> Iterator[str]:
-    """Yield the texts of a stored split. The file is read, not mapped, because mapped pages count as memory."""
+    """Yield the texts of a stored split. The file is not memory-mapped, because mapped pages count as used memory."""
     with pa.OSFile(path) as file, pa.ipc.open_stream(file) as batches:
         for batch in batches:
             yield from (text.as_py() for text in batch.column("text"))
@@ -215,35 +210,33 @@ def _read_arrow(path: str) -> Iterator[str]:
 
 def _fix_mojibake(text: str) -> str:
     """Repair UTF-8 that was decoded as Windows-1252 (â€œ becomes “). Correct text is returned unchanged."""
-    if text.isascii():  # most stories are ASCII, and this check is faster than a search
+    if text.isascii():  # true for most stories, and faster than a search
         return text
 
     def decode(match: re.Match) -> str:
         start, end = match.span()
-        if match["pairs"] and not _is_damage(text[max(0, start - 2) : start], match["pairs"], text[end : end + 1]):
-            return match[0]
-        try:
-            return bytes(_BYTE_OF[char] for char in match[0]).decode()
-        except UnicodeDecodeError:
-            return match[0]
+        if not match["pairs"] or _is_damage(text[max(0, start - 2) : start], match["pairs"], text[end : end + 1]):
+            with suppress(UnicodeDecodeError):
+                return bytes(_BYTE_OF[char] for char in match[0]).decode()
+        return match[0]
 
     return _MOJIBAKE.sub(decode, text)
 
 
 def _is_damage(before: str, pairs: str, after: str) -> bool:
-    """Return whether such characters as Ã© were one letter or sign, by the two characters before and the one after."""
+    """Return whether pairs such as Ã© are mojibake, judged by the two characters before them and the one after."""
     last, sign = before[-1:], pairs[1]
-    if last.isalpha() and category(last) != "Ll":  # in capitals, words end in Ã or Â, as AMANHÃ», but none has HÃºn
+    if last.isalpha() and category(last) != "Ll":  # words in capitals may end in Ã or Â, as AMANHÃ», but HÃºn is damage
         return not before[:-1].isalpha() and category(after or " ") == "Ll" and sign != "\u00a0"
     if last == "." and before[0].isupper():  # initials: J.Â\u00a0Silva
         return False
-    # No word is Ã or Â, but a text may name these letters, as in «Â», and hyphenate Â\u00admes.
+    # The letters Ã and Â may stand alone in quotation marks, as in «Â», or before a soft hyphen, as in Â\u00admes.
     return not ((sign == "»" and last and last in _OPENING) or (sign == "\u00ad" and after.isupper()))
 
 
 def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> Iterator[tuple[str, str]]:
     """Yield (split, story) without empty rows, exact duplicates, and validation stories that also appear in train."""
-    seen: dict[str, set[int]] = {}
+    seen: dict[str, set[int]] = defaultdict(set)  # the hashes of each split's stories
     for split, text in rows:
         report.rows += 1
         text = (text or "").strip().removeprefix(END_OF_TEXT).removesuffix(END_OF_TEXT)
@@ -253,20 +246,20 @@ def _clean_rows(rows: Iterator[tuple[str, str | None]], report: CleanReport) -> 
             digest = int.from_bytes(blake2b(story.encode(), digest_size=8).digest())
             if not story:
                 report.note("empty", repr(part))
-            elif digest in seen.setdefault(split, set()):
+            elif digest in seen[split]:
                 report.note("duplicates", story)
-            elif split == "validation" and digest in seen.get("train", ()):
+            elif split == "validation" and digest in seen["train"]:
                 report.note("in_train", story)
             else:
                 seen[split].add(digest)
                 if fixed != part:
-                    start = next(place for place, char in enumerate(part) if not fixed.startswith(char, place))
+                    start = next(place for place, char in enumerate(fixed) if char != part[place])
                     report.note("repaired", part[max(0, start - 40) :])
                 yield split, story
 
 
 def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: int) -> Iterator[tuple[str, str]]:
-    """Put one random story of every 1 / `validation_share` into validation, if the source has no splits of its own."""
+    """Assign one random story of every 1 / `validation_share` to validation, unless the source has its own splits."""
     random = Random(seed)
     blocks = block_end = 0
     for index, (split, story) in enumerate(rows):
@@ -279,7 +272,7 @@ def _split_rows(rows: Iterator[tuple[str, str]], validation_share: float, seed: 
 
 
 def _batches(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (split, stories) with about 1 MB of text at a time, so that few stories are in memory."""
+    """Yield (split, stories) with about 1 MB of text at a time."""
     batches: dict[str, list[str]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     for split, story in rows:

@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tinystories_lab.analysis.evaluation import perplexity, run_results
+from tinystories_lab.analysis.evaluation import perplexity, read_samples, run_results
 from tinystories_lab.checkpoint import MODEL_KEYS, load_checkpoint, model_from_checkpoint
 from tinystories_lab.data.sources import HUB_NAME
-from tinystories_lab.files import atomic_write, read_log, read_rows
+from tinystories_lab.files import atomic_write, read_log
 from tinystories_lab.generate import NEW_TOKENS, TEMPERATURE, TOP_K
 from tinystories_lab.model import INIT_STD, GPTConfig, GPTMini
 from tinystories_lab.run import load_config
 from tinystories_lab.tokenizer import END_OF_TEXT, PAD, eos_id, load_tokenizer, tokenizer_sha256
 
-_CONFIG_NAMES = {  # the fields of GPTConfig, and their names in a Llama's config.json
+_CONFIG_NAMES = {  # the fields of GPTConfig and their names in a Llama's config.json
     "vocab_size": "vocab_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
@@ -33,8 +33,8 @@ _CONFIG_NAMES = {  # the fields of GPTConfig, and their names in a Llama's confi
     "tie_embeddings": "tie_word_embeddings",
 }
 _LLAMA_DEFAULTS = {"model_type": None, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
-# The weights of a GPTMini's layer, and their names in a Llama. GPTMini stacks the query, key and value projections in
-# one matrix. Both models rotate the pairs (i, i + D/2), so the rows keep their order.
+# The weights of a GPTMini's layer and their names in a Llama. GPTMini stacks the query, key and value projections in one
+# matrix. Both models rotate the pairs (i, i + D/2), so the rows keep their order.
 _LAYER_NAMES = {
     "attention_norm": ["input_layernorm"],
     "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -44,7 +44,7 @@ _LAYER_NAMES = {
     "feed_forward.up": ["mlp.up_proj"],
     "feed_forward.down": ["mlp.down_proj"],
 }
-_CARD_METADATA = {  # for each data set whose licence is known
+_CARD_METADATA = {  # for the data sets whose licence is known
     "tinystories": {"license": "cdla-sharing-1.0", "language": "en", "datasets": [HUB_NAME]},
     "toyland": {"license": "mit", "language": "en"},
 }
@@ -53,9 +53,9 @@ _CARD_METADATA = {  # for each data set whose licence is known
 def load_llama(folder: str | Path, device: str | torch.device = "cpu") -> GPTMini:
     """Return the Llama in `folder` as a GPTMini on `device`, in float32 and evaluation mode. `~` is the home folder.
 
-    The folder was written by `export_hugging_face`, or it contains a small Llama saved as model.safetensors. Raises
-    FileNotFoundError if a file is missing. Raises ValueError if a file is damaged, or if the model needs what GPTMini
-    does not support: another activation, grouped-query attention, biases or scaled positions. The message names it.
+    The folder was written by `export_hugging_face`, or it has a small Llama saved as model.safetensors. Raises
+    FileNotFoundError if a file is missing, and ValueError if a file is damaged or the model has what GPTMini does not
+    support: another activation, grouped-query attention, biases or scaled positions.
     """
     folder = Path(os.path.expanduser(folder))
     if not folder.is_dir():
@@ -80,8 +80,8 @@ def load_llama(folder: str | Path, device: str | torch.device = "cpu") -> GPTMin
     if unsupported:
         reasons = "; ".join(unsupported)
         raise ValueError(f"GPTMini does not support the model in {folder}: {reasons}; choose another model")
-    usual = replace(config, hidden=None)  # how GPTMini's own configs state the usual width
-    config = usual if usual.d_hidden == config.d_hidden else config
+    if replace(config, hidden=None).d_hidden == config.hidden:
+        config = replace(config, hidden=None)  # as in GPTMini's own configs
     return model_from_checkpoint(_to_checkpoint(config, tensors, weights_path), device)
 
 
@@ -96,14 +96,14 @@ def load_llama_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a Llama's config.json, including those of RoPE. Missing settings get their default."""
+    """Return the settings in a Llama's config.json, with those of RoPE. Missing settings get their default."""
     settings = {name: value for name, value in json.loads(path.read_text("utf-8")).items() if value is not None}
     rope = settings.get("rope_parameters", {}) | settings.get("rope_scaling", {})  # the new name and the old one
     return _LLAMA_DEFAULTS | settings | {"rope_type": rope.get("type", "default")} | rope
 
 
 def _llama_settings(config: GPTConfig) -> dict[str, Any]:
-    """Return the settings of the Llama that computes the same as a GPTMini with this config."""
+    """Return the settings of a Llama that computes what a GPTMini with this config computes."""
     shape = asdict(replace(config, hidden=config.d_hidden))
     return {
         "model_type": "llama",
@@ -117,7 +117,7 @@ def _llama_settings(config: GPTConfig) -> dict[str, Any]:
 
 
 def _weight_names(config: GPTConfig) -> dict[str, list[str]]:
-    """Return the name of each weight of a GPTMini, with the names of the Llama's weights that are stacked in it."""
+    """Return the name of each weight of a GPTMini and the names of the Llama's weights that are stacked in it."""
     names = {"tok_emb.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
     if not config.tie_embeddings:
         names["head.weight"] = ["lm_head.weight"]
@@ -127,20 +127,26 @@ def _weight_names(config: GPTConfig) -> dict[str, list[str]]:
     return names
 
 
+def _to_llama(config: GPTConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a GPTMini under their names in a Llama."""
+    tensors = {}
+    for ours, theirs in _weight_names(config).items():
+        tensors |= zip(theirs, weights[ours].chunk(len(theirs)), strict=True)
+    return tensors
+
+
 def _to_checkpoint(config: GPTConfig, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """Return a Llama's tensors as a checkpoint. Raises ValueError if one is missing or has the wrong shape."""
-    names = _weight_names(config)
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in GPTMini(config).state_dict().items()}
+        expected = _to_llama(config, GPTMini(config).state_dict())
     try:
-        weights = {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in names.items()}
+        wrong = [name for name, tensor in expected.items() if tensors[name].shape != tensor.shape]
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}, which config.json requires: download or export it again") from error
-    except RuntimeError as error:  # queries, keys and values of different widths
-        raise ValueError(f"{path} does not fit config.json ({error}): download or export it again") from error
-    wrong = [f"{names[ours]} {tuple(it.shape)}" for ours, it in weights.items() if it.shape != shapes[ours]]
     if wrong:
-        raise ValueError(f"{path} does not fit config.json: {', '.join(wrong)}; download or export it again")
+        found = ", ".join(f"{[name]} {tuple(tensors[name].shape)}" for name in wrong)
+        raise ValueError(f"{path} does not fit config.json: {found}; download or export it again")
+    weights = {ours: torch.cat([tensors[it] for it in theirs]) for ours, theirs in _weight_names(config).items()}
     if not config.tie_embeddings and weights["head.weight"].equal(weights["tok_emb.weight"]):  # one matrix, saved twice
         config = replace(config, tie_embeddings=True)
         del weights["head.weight"]
@@ -150,7 +156,7 @@ def _to_checkpoint(config: GPTConfig, tensors: dict[str, Tensor], path: Path) ->
 def export_hugging_face(run_dir: str | Path, out_dir: str | Path) -> Path:
     """Write a finished run as a folder that transformers loads as `LlamaForCausalLM`, and return the folder.
 
-    The files are config.json, generation_config.json, model.safetensors (float32, with a shared embedding stored once),
+    The files are config.json, generation_config.json, model.safetensors (float32; a shared embedding is stored once),
     tokenizer.json, tokenizer_config.json, and README.md, a model card with the run's results. Other files in `out_dir`
     stay. Raises FileNotFoundError if the run is not finished, and ValueError if its tokenizer has been replaced.
     """
@@ -160,11 +166,8 @@ def export_hugging_face(run_dir: str | Path, out_dir: str | Path) -> Path:
     if tokenizer_sha256(tokenizer) != checkpoint["tokenizer_sha256"]:
         raise ValueError(f"{run_dir}/tokenizer.json is not the tokenizer that final.pt was trained with: replace it")
     config = GPTConfig.from_dict(checkpoint["model_config"])
-    tensors = {}
-    for ours, theirs in _weight_names(config).items():
-        tensors |= zip(theirs, checkpoint["model"][ours].chunk(len(theirs)), strict=True)
-    # In training, an end-of-text token precedes each story, so generation without a prompt starts with it.
-    eos = eos_id(tokenizer)
+    tensors = {name: part.contiguous() for name, part in _to_llama(config, checkpoint["model"]).items()}
+    eos = eos_id(tokenizer)  # it precedes each story in training, so generation without a prompt starts with it
     special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": tokenizer.token_to_id(PAD)}
     extra = {"architectures": ["LlamaForCausalLM"], "initializer_range": INIT_STD, "torch_dtype": "float32"}
     sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K, "max_new_tokens": NEW_TOKENS}
@@ -177,7 +180,7 @@ def export_hugging_face(run_dir: str | Path, out_dir: str | Path) -> Path:
         "generation_config.json": json.dumps(special | sampling, indent=2).encode(),
         "tokenizer_config.json": json.dumps(tokenizer_config, indent=2).encode(),
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-        "model.safetensors": save({name: part.contiguous() for name, part in tensors.items()}, {"format": "pt"}),
+        "model.safetensors": save(tensors, {"format": "pt"}),
         "README.md": _model_card(run_dir, config).encode(),
     }
     for name, content in contents.items():
@@ -202,6 +205,6 @@ def _model_card(run_dir: Path, model: GPTConfig) -> str:
         session=config["sessions"][-1],
         source_name=Path(config["source"]).name,  # the card does not show the author's folders
         log=read_log(run_dir / "loss.jsonl"),
-        samples=[row for row in read_rows(run_dir / "samples.jsonl") if row["when"] == "after"][:3],
+        samples=read_samples(run_dir, "after")[:3],
     )
     return f"{card}\n"

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from tinystories_lab.analysis.evaluation import bits_per_byte, bytes_per_token
-from tinystories_lab.files import read_log, read_rows
+from tinystories_lab.analysis.evaluation import bits_per_byte, bytes_per_token, read_samples
+from tinystories_lab.files import read_log
 from tinystories_lab.run import load_config
 
 
@@ -38,7 +38,7 @@ def to_tensorboard(run_dir: str | Path) -> Path:
         for step, values in log.items():
             for name, value in values.items():
                 writer.add_scalar(name, value, step, started + values["seconds"])
-        for number, sample in enumerate(read_rows(run_dir / "samples.jsonl")):
+        for number, sample in enumerate(read_samples(run_dir)):
             writer.add_text(f"stories from {sample['when']} training", sample["story"], number)
     for path in earlier:
         path.unlink()
@@ -67,7 +67,7 @@ def to_wandb(run_dir: str | Path, project: str = "tinystories-lab", online: bool
         for step, values in log.items():
             if step >= run.step:
                 run.log(values, step=step)
-        samples = [[sample["when"], sample["story"]] for sample in read_rows(run_dir / "samples.jsonl")]
+        samples = [[sample["when"], sample["story"]] for sample in read_samples(run_dir)]
         run.summary["stories"] = Table(columns=["when", "story"], data=samples)
         return Path(run.dir).parent
 

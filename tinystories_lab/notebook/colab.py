@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tinystories_lab.data.sources import NAMED
+from tinystories_lab.data.sources import BUILT_IN
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import atomic_write
 from tinystories_lab.pipeline import restore, update_mirror
@@ -24,15 +24,16 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
 
     The folder of the workspace is TINYSTORIES_LAB_WORKSPACE if it is set, otherwise /content/tinystories_lab on Colab.
     Elsewhere it is the current folder, or its parent if the current folder is notebooks/. A source other than "auto" is
-    saved, and "auto" in later notebooks means that source. Raises ValueError as `plan_workspace` does, and OSError if
+    saved, and "auto" in later notebooks means that source. Raises the ValueError of `plan_workspace`, and OSError if
     Drive does not answer.
     """
-    root, drive = _workspace_root(), _DRIVE / "MyDrive" / "tinystories_lab"
-    mirror_root = drive if use_drive and _on_colab() and _mount_drive() else None
+    root, mirror_root = _workspace_root(), None
+    if use_drive and _on_colab() and _mount_drive():
+        mirror_root = _DRIVE / "MyDrive" / "tinystories_lab"
     saved = root / "data" / "source.txt"
-    with _drive_is_read():
+    with _explain_drive_errors():
         chosen = _saved_source(saved, mirror_root) if source == "auto" else source
-    if chosen not in ("", "auto", *NAMED):
+    if chosen not in ("", "auto", *BUILT_IN):
         chosen = find_path(chosen)  # later notebooks and the shell may run in other folders
     lab = plan_workspace(root, preset, chosen, run, mirror_root=mirror_root)
     if source != "auto":
@@ -40,18 +41,15 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
             file.write(chosen)
     device, why_device = choose_device()
     print(f"preset {lab.preset.name}, source {lab.source}; {why_device}; {choose_dtype(device)[1]}")
-    with _drive_is_read():
+    with _explain_drive_errors():
         restore(lab)
     print(f"data: {lab.data_dir}\nrun:  {lab.run_dir}")
     return lab
 
 
 def close_workspace(lab: Workspace, flush: bool = False) -> None:
-    """Copy new files to the mirror, if there is one. With `flush`, wait until Drive has uploaded them, and unmount it.
-
-    Drive uploads in the background, so the machine may only be given up after a flush.
-    """
-    with _drive_is_read():
+    """Copy new files to the mirror, if there is one. With `flush`, wait until Drive has uploaded them, and unmount it."""
+    with _explain_drive_errors():
         update_mirror(lab)
     if lab.mirror_root and flush:
         try:
@@ -59,7 +57,7 @@ def close_workspace(lab: Workspace, flush: bool = False) -> None:
 
             drive.flush_and_unmount()
             print("everything is on Drive, which is now unmounted")
-        except Exception as error:  # NotImplementedError on some runtimes: it must not end a run that has finished
+        except Exception as error:  # some runtimes raise NotImplementedError; this must not stop a finished notebook
             advice = "it uploads in the background, so keep this machine until drive.google.com shows the files"
             print(f"Drive cannot be flushed here ({str(error) or type(error).__name__}): {advice}")
     elif lab.mirror_root:
@@ -67,10 +65,7 @@ def close_workspace(lab: Workspace, flush: bool = False) -> None:
 
 
 def find_path(path: str) -> str:
-    """Return the absolute path of what `path` names in the current folder, or else in the folder of the workspace.
-
-    `~` is the home folder. If neither folder has it, return the path, which may be a name on the Hub.
-    """
+    """Return the absolute path of `path` in the current folder or the workspace, or `path` if neither has it."""
     path = os.path.expanduser(path)
     places = (os.path.join(folder, path) for folder in (Path.cwd(), _workspace_root()))
     return next((os.path.abspath(place) for place in places if os.path.exists(place)), path)
@@ -81,15 +76,14 @@ def _on_colab() -> bool:
 
 
 def _workspace_root() -> Path:
-    """Return the folder of the workspace (see `open_workspace`)."""
     here = Path.cwd().parent if Path.cwd().name == "notebooks" else Path.cwd()
     chosen = os.path.expanduser(os.environ.get(_WORKSPACE_VARIABLE, ""))
     return here / (chosen or (_COLAB_ROOT if _on_colab() else ""))
 
 
 @contextmanager
-def _drive_is_read() -> Iterator[None]:
-    """If Drive does not answer in this block, raise OSError with advice."""
+def _explain_drive_errors() -> Iterator[None]:
+    """Add advice to the OSError of a Drive that does not answer."""
     try:
         yield
     except OSError as error:
@@ -105,7 +99,7 @@ def _mount_drive() -> bool:
 
         drive.mount(str(_DRIVE), force_remount=not _is_mounted())  # a mount that has stopped working is replaced
         os.listdir(_DRIVE / "MyDrive")
-    except Exception as error:  # the user refused, or it took too long: Colab raises ValueError and its own exceptions
+    except Exception as error:  # refused by the user, or too slow: Colab raises ValueError and its own exceptions
         risk = "if this machine is taken away, the run is lost; run the cell again to mount Drive"
         warnings.warn(f"Drive was not mounted ({str(error) or type(error).__name__}): {risk}", stacklevel=3)
     return _is_mounted()
@@ -120,16 +114,17 @@ def _is_mounted() -> bool:
 
 
 def _saved_source(saved: Path, mirror_root: Path | None) -> str:
-    """Return the source that was last chosen on this machine, or on a new machine, that of the newest run on Drive.
+    """Return the source that was chosen last on this machine. On a new machine, it is that of the newest run on Drive.
 
-    If there is no such run, or if its source is a built-in one, return "auto".
+    Return "auto" if there is no such run, or if its source is a built-in one.
     """
     if saved.is_file():
         return saved.read_text(encoding="utf-8")
-    runs = mirror_root / "runs" if mirror_root else None
-    configs = [run / "config.yaml" for run in runs.iterdir()] if runs and runs.exists() else []  # `glob` hides errors
-    if newest := max(filter(Path.exists, configs), key=lambda config: config.stat().st_mtime, default=None):
-        with suppress(FileNotFoundError, ValueError, KeyError):  # the copy is incomplete: the user has to choose again
-            source = load_config(newest.parent)["source"]
-            return source if source not in NAMED else "auto"
+    configs = []
+    if mirror_root and (mirror_root / "runs").exists():
+        configs = [run / "config.yaml" for run in (mirror_root / "runs").iterdir()]  # `glob` hides errors
+    newest = max(filter(Path.exists, configs), key=lambda config: config.stat().st_mtime, default=None)
+    with suppress(FileNotFoundError, ValueError):  # the copy is incomplete: the user has to choose again
+        if newest and (source := load_config(newest.parent)["source"]) not in BUILT_IN:
+            return source
     return "auto"
