@@ -332,3 +332,10 @@ def test_ctrl_c_ends_the_training_of_a_tokenizer_at_once(stories):
     before = next(read)
     time.sleep(0.2)
     assert next(read) == before + 1, "the thread goes on reading"
+
+
+def test_a_token_file_is_not_read_with_another_tokenizer(tokenizer, tmp_path):
+    write_bin(tmp_path / "a.bin", CORPUS[:3], tokenizer)
+    assert list(read_bin(tmp_path / "a.bin", tokenizer)) == CORPUS[:3]
+    with pytest.raises(ValueError, match=r"a\.bin was written with another tokenizer"):
+        next(read_bin(tmp_path / "a.bin", train_tokenizer(["zzz"], 300)))

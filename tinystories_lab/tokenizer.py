@@ -189,8 +189,10 @@ def _encode_batches(stories: Iterable[str], tokenizer: Tokenizer) -> Iterator[tu
 
 
 def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the stories of a token file as text, in order."""
-    tokens, start = open_tokens(path), 0
+    """Yield the stories of a token file as text, in order. Raises ValueError if another tokenizer has written it."""
+    tokens, start, info = open_tokens(path), 0, BinInfo.load(path)
+    if info and info.tokenizer_sha256 != tokenizer_sha256(tokenizer):
+        raise ValueError(f"{path} was written with another tokenizer: use the data and the run that belong together")
     for end in np.flatnonzero(tokens == eos_id(tokenizer)):
         yield tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False)
         start = end + 1
