@@ -218,6 +218,8 @@ NOT_TEXT = {"answer": [{"answer": False}]}
         (HERO, NOT_TEXT, "{hero} {answer}.", "put quotes around the text of 'answer', which is read as False"),
         (HERO, CIRCLE, "{hero} saw {toy}.", "refer to each other in a circle: {toy} -> {thing} -> {box} -> {toy}."),
         ({}, {"toy": ["old {toy}"]}, "A {toy}.", "refer to each other in a circle: {toy} -> {toy}."),
+        (HERO, {}, None, "has no story"),
+        ({"hero": "dragons"}, {}, "{hero} flew.", "has the unknown cast dragons: use one of children, "),
         (TWO_LILYS, {}, "{hero} met {friend}.", "has too few names for the roles hero, friend"),
     ],
 )

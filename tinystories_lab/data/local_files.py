@@ -108,38 +108,40 @@ def _open_file(path: Path, mode: str) -> IO:
 
 def _read_txt(path: Path, one_story: bool, notes: list[str]) -> Iterator[str]:
     """Split a file at `<|endoftext|>`. If it has few of them and is not `one_story`, also split it at blank lines."""
-    keep_blank_lines = one_story or _markers_suffice(path, notes)
+    keep_blank_lines, story = one_story or _markers_suffice(path, notes), ""
+    for text, before_marker in _pieces(path):
+        is_separator = not keep_blank_lines and not text.strip()
+        if not is_separator:
+            story += text
+        if before_marker or is_separator:
+            if story or keep_blank_lines:  # a marker beside a blank line is not an empty story
+                yield story
+            story = ""
+    if story.strip():
+        yield story
+
+
+def _pieces(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the lines of a file, which are split at each marker, and whether a marker follows."""
     with _open_file(path, "rt") as file:
-        story = ""
         for line in file:
             *ends, rest = line.split(_MARKER)
             for end in ends:
-                if keep_blank_lines or (story + end).strip():  # a marker beside a blank line is not an empty story
-                    yield story + end
-                story = ""
-            if keep_blank_lines or rest.strip():
-                story += rest
-            elif story:
-                yield story
-                story = ""
-    if story.strip():
-        yield story
+                yield end, True
+            yield rest, False
 
 
 def _markers_suffice(path: Path, notes: list[str]) -> bool:
     """Return whether `<|endoftext|>` alone separates the stories of a file. If it also has blank lines, add a note."""
     markers = stories = paragraphs = 0
     in_story = in_paragraph = False
-    with _open_file(path, "rt") as file:
-        for line in file:
-            for index, piece in enumerate(line.split(_MARKER)):
-                if index > 0:
-                    markers += 1
-                    in_story = in_paragraph = False
-                has_text = bool(piece.strip())
-                stories += has_text and not in_story
-                paragraphs += has_text and not in_paragraph
-                in_story, in_paragraph = in_story or has_text, has_text
+    for text, before_marker in _pieces(path):
+        has_text = bool(text.strip())
+        markers += before_marker
+        stories += has_text and not in_story
+        paragraphs += has_text and not in_paragraph
+        in_story = (in_story or has_text) and not before_marker
+        in_paragraph = has_text and not before_marker
     suffice = stories > 1 and paragraphs <= _PARAGRAPHS_PER_STORY * stories
     if markers and paragraphs > stories:
         decision = "are part of the stories" if suffice else "separate stories, too"

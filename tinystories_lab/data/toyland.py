@@ -73,7 +73,12 @@ def _load_plots() -> list[_Plot]:
 
 def _read_plot(title: str, plot: dict[str, Any], land: dict[str, Any]) -> _Plot:
     """Return a plot of toyland.yaml, ready to use. Raises ValueError if no story could be written with it."""
+    if not isinstance(plot, dict) or not isinstance(plot.get("story"), str):
+        raise ValueError(f"The plot '{title}' has no story: write one below 'story: |'.")
     cast = plot.get("cast") or {}
+    if unknown := [group for group in cast.values() if group not in land["cast"]]:
+        groups = ", ".join(land["cast"])
+        raise ValueError(f"The plot '{title}' has the unknown cast {', '.join(unknown)}: use one of {groups}.")
     draws = [_choices(name, source) for name, source in (land["words"] | (plot.get("pick") or {})).items()]
     draws += [[_players(role, kind, land["pronouns"]) for kind in land["cast"][group]] for role, group in cast.items()]
     draws = [[[_forms(row, title) for row in variant] for variant in draw] for draw in draws]
