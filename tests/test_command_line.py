@@ -460,6 +460,18 @@ def test_data_that_is_missing_or_damaged_is_never_used_and_the_stages_make_it_ag
     assert_same_model(here / RUN, finished[0] / RUN)
 
 
+@pytest.mark.parametrize("name", ["final.pt", "last.pt", "tokenizer.json", "loss.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("damage", [Path.unlink, cut, put_zeros_into])
+def test_a_file_of_a_finished_run_that_is_missing_or_damaged_is_made_again_by_run(finished, here, name, damage):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    damage(here / RUN / name)
+    status, output, errors = command("run")
+    assert status == 0, errors
+    assert "five stories:" in output
+    assert_same_model(here / RUN, finished[0] / RUN)
+    assert load_tokenizer(here / RUN / "tokenizer.json").get_vocab_size() == 300
+
+
 def test_what_is_exported_and_reported_is_the_model_of_the_step_that_is_named(finished, here, monkeypatch):
     shutil.copytree(finished[0], here, dirs_exist_ok=True)
     longer = replace(PRESETS["micro"], train=replace(PRESETS["micro"].train, total_steps=20))

@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
 from io import BytesIO
@@ -49,7 +50,8 @@ def load_checkpoint(path: str | Path, keys: set[str] = RESUME_KEYS) -> dict[str,
 
     Raises FileNotFoundError if there is no file, ValueError if it fails verification, and OSError if the disk fails.
     """
-    path, advice = Path(path), "use an older checkpoint"
+    path = Path(path)
+    advice = "run 03_train (or `train`) to write it again" if path.name == "final.pt" else "use an older checkpoint"
     try:
         path.stat()
         with zipfile.ZipFile(path) as archive:  # PyTorch's file format is a zip archive
@@ -263,8 +265,12 @@ class CheckpointWriter:
     def finish(self, checkpoint: dict[str, Any]) -> None:
         """Write final.pt if it is missing, damaged or of an earlier step. Raises OSError if the disk refuses it."""
         self.wait()
-        if rank() == 0 and read_step(self.run_dir / "final.pt") != checkpoint["step"]:
-            save_checkpoint(self.run_dir / "final.pt", checkpoint)
+        if rank() != 0:
+            return
+        with suppress(FileNotFoundError, ValueError):
+            if load_checkpoint(self.run_dir / "final.pt", MODEL_KEYS)["step"] == checkpoint["step"]:
+                return
+        save_checkpoint(self.run_dir / "final.pt", checkpoint)
 
     def _write(self, name: str, checkpoint: dict[str, Any], is_best: bool) -> None:
         save_checkpoint(self.run_dir / name, checkpoint)

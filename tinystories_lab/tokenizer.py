@@ -96,7 +96,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
-        raise ValueError(f"{path} is not a tokenizer file ({error}): write it again (02_tokenizer)") from error
+        raise ValueError(f"{path} is not a tokenizer file ({error}): run 02_tokenizer and 03_train again") from error
     tokenizer.no_padding()  # a tokenizer of another project may pad short stories of a batch, or cut long ones
     tokenizer.no_truncation()
     return tokenizer
