@@ -425,7 +425,7 @@ def test_max_stories_stops_reading_early(tmp_path):
 def test_fewer_than_two_stories_are_refused_with_what_was_dropped(tmp_path, texts):
     path = write(tmp_path / "s.jsonl", texts)
     kept, empty, duplicates = len(set(texts) - {""}), texts.count("") or not texts, max(0, len(texts) - 2)
-    dropped = rf"\({int(empty)} empty rows and {duplicates} duplicates dropped\); at least 2"
+    dropped = rf"\({int(empty)} empty rows, {duplicates} duplicates, 0 in both splits\); at least 2"
     with pytest.raises(ValueError, match=rf"s\.jsonl gave {kept} stor(y|ies) .*{dropped}"):
         load_stories(path, tmp_path / "data")
     assert list((tmp_path / "data" / "stories").iterdir()) == []

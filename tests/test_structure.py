@@ -128,18 +128,18 @@ def test_imports_go_one_way_and_the_core_imports_only_itself():
             assert LAYER_OF[part_of(other)] <= LAYER_OF[part_of(module)], f"{module} imports {other}"
 
 
-def test_no_chain_of_imports_is_longer_than_seven_files():
+def test_no_chain_of_imports_is_longer_than_eight_files():
     @cache
     def chain_length(module: str) -> int:
         return 1 + max(map(chain_length, imports_of(module)), default=0)
 
     longest = max(MODULES, key=chain_length)
-    assert chain_length(longest) <= 7, f"the chain from {longest} has {chain_length(longest)} files"
+    assert chain_length(longest) <= 8, f"the chain from {longest} has {chain_length(longest)} files"
 
 
-def test_the_core_has_at_most_1650_lines_and_the_package_5400():
-    assert lines_of(module for module in MODULES if part_of(module) in CORE) <= 1_650
-    assert lines_of(MODULES) <= 5_400
+def test_the_core_has_at_most_1950_lines_and_the_package_6450():
+    assert lines_of(module for module in MODULES if part_of(module) in CORE) <= 1_950
+    assert lines_of(MODULES) <= 6_450
 
 
 def test_the_readmes_example_trains_and_generates_with_the_core_alone(tmp_path, data_dir):

@@ -149,7 +149,7 @@ def test_a_missing_tokenizer_names_the_notebook_to_run_and_a_damaged_one_its_tro
     for content in (b"", b"Once upon a time", b"{}", b'{"model": 7}', b"\xff\xfe\x00"):
         path.write_bytes(content)
         with pytest.raises(
-            ValueError, match=r"tokenizer\.json is not a tokenizer file \(.*\): write it again \(02_token"
+            ValueError, match=r"tokenizer\.json is not a tokenizer file \(.*\): run 02_tokenizer and 03_train again"
         ):
             load_tokenizer(path)
 

@@ -29,7 +29,7 @@ FINAL_KEYS = MODEL_KEYS | {"train_config", "data_sha256"}  # of final.pt and bes
 _KEPT_STEP_CHECKPOINTS = 2
 # A disk that answers with one of these has failed. Its files are neither missing nor damaged.
 _DISK_ERRORS = {errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
-_DISK_ERRORS |= {errno.EACCES, errno.EPERM}
+_DISK_ERRORS |= {errno.ECONNABORTED, errno.EACCES, errno.EPERM}
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ from tinystories_lab.data.toyland import generate_stories
 HUB_NAME, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 SPLITS = ("train", "validation")
 BUILT_IN = ("tinystories", "toyland")  # sources that come before a file or folder of that name
-_TOYLAND_STORIES = 20_000
 _ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(.+))?", re.ASCII)  # owner/name, or owner/name:configuration:column
 _SPLIT_OF = dict.fromkeys(("train", "training"), "train")  # words in names of files, folders and splits
 _SPLIT_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
@@ -87,7 +86,7 @@ def read_source(
     if files := find_files(source, report.skip):
         parts = _local_parts(Path(source), files, report)
     elif source == "toyland":
-        count = max_stories or _TOYLAND_STORIES
+        count = max_stories or 20_000
         parts = {"": (generate_stories(count, seed), count)}
     else:
         parts = _hub_parts(str(source), report)

@@ -28,12 +28,12 @@ from tinystories_lab.loader import BinInfo
 from tinystories_lab.tokenizer import END_OF_TEXT
 
 _BATCH_BYTES = 2**20  # how much text a record batch has, plus the rest of its last story
-# Mojibake: UTF-8 that was decoded as Windows-1252 looks like â€œ or Ã©. Windows-1252 does not define five bytes, such as
-# the last byte of a closing quote. Lenient decoders keep these bytes, so here they map to themselves.
+# Mojibake: UTF-8 that was decoded as Windows-1252 looks like â€œ or Ã©. Windows-1252 does not define five bytes, among
+# them the last byte of a closing quote. Lenient decoders keep these bytes, so here they map to themselves.
 _BYTE_OF = {bytes([byte]).decode("cp1252", errors="ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
 _CONTINUATION = "[" + "".join(char for char, byte in _BYTE_OF.items() if byte < 0xC0) + "]"
-# Three kinds of damage: punctuation and currency, emoji, and the letters and signs of Latin-1. The first two occur in no
-# language. The third may be correct text: `_is_damage` decides.
+# Three kinds of damage: punctuation and currency, emoji, and the letters and signs of Latin-1. The first two occur in
+# no language. The third may be correct text: `_is_damage` decides.
 _MOJIBAKE = re.compile(rf"â[€‚„]{_CONTINUATION}|ðŸ{_CONTINUATION}{{2}}|(?P<pairs>(?:[ÂÃ][\u00a0-\u00bf])+)")
 _OPENING = "«‹“„‘‚([{\"'"
 _RUN = ": run 01_prepare (or `prepare` in the shell)"
@@ -55,12 +55,12 @@ def load_stories(
     splits of the source are kept, also those in the names of files. Then validation has at most `validation_share` of
     `max_stories`. Without such splits, the validation set is a random `validation_share` of the stories.
 
-    The result is stored in `data_dir/stories`, and the same request opens it again. If it is damaged, or if the settings
-    or the files have changed, it is prepared again and a line says why. One session at a time writes. Without
-    `data_dir`, the result is deleted when the process ends. Memory use is about 80 bytes per story (a hash in a set).
+    The result is stored in `data_dir/stories`, and the same request opens it again. If it is damaged, or if settings or
+    files have changed, it is prepared again and a line says why. One session at a time writes. Without `data_dir`, the
+    result is deleted when the process ends. Memory use is about 80 bytes per story (a hash in a set).
 
-    Raises FileNotFoundError or ValueError if the source is missing or not readable, and the errors of `load_hub`. Raises
-    ValueError, and changes nothing, if `data_dir` has the stories of another source.
+    Raises FileNotFoundError or ValueError if the source is missing or not readable, and the errors of `load_hub`. If
+    `data_dir` has the stories of another source, raises ValueError and changes nothing.
     """
     if not 0 < validation_share <= 0.5:
         raise ValueError(f"validation_share is {validation_share}; it must be above 0 and at most 0.5")
@@ -134,7 +134,7 @@ def _prepare(source: str | Path, folder: Path, request: dict[str, Any]) -> None:
         if not (report.train and report.validation):
             count = report.train + report.validation
             found = f"{source} gave {count} {'story' if count == 1 else 'stories'} after cleaning"
-            dropped = f"{report.empty} empty rows and {report.duplicates} duplicates dropped"
+            dropped = f"{report.empty} empty rows, {report.duplicates} duplicates, {report.in_train} in both splits"
             raise ValueError(f"{found} ({dropped}); at least 2 are needed, one for training and one for validation")
         (folder / "report.json").unlink(missing_ok=True)  # an old report must not describe the new files
     arrow = {}

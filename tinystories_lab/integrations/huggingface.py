@@ -33,8 +33,8 @@ _CONFIG_NAMES = {  # the fields of GPTConfig and their names in a Llama's config
     "tie_embeddings": "tie_word_embeddings",
 }
 _LLAMA_DEFAULTS = {"model_type": None, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
-# The weights of a GPTMini's layer and their names in a Llama. GPTMini stacks the query, key and value projections in one
-# matrix. Both models rotate the pairs (i, i + D/2), so the rows keep their order.
+# The weights of a GPTMini's layer and their names in a Llama. GPTMini stacks the query, key and value projections in
+# one matrix. Both models rotate the pairs (i, i + D/2), so the rows keep their order.
 _LAYER_NAMES = {
     "attention_norm": ["input_layernorm"],
     "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],

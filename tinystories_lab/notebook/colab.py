@@ -1,6 +1,5 @@
 """Open and close the workspace of a run. On Colab, it can have a mirror on Google Drive."""
 
-import errno
 import os
 import sys
 import warnings
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tinystories_lab.checkpoint import is_disk_failure
 from tinystories_lab.data.sources import BUILT_IN
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import atomic_write
@@ -15,7 +15,6 @@ from tinystories_lab.pipeline import restore, update_mirror
 from tinystories_lab.run import Workspace, load_config, plan_workspace
 
 _WORKSPACE_VARIABLE = "TINYSTORIES_LAB_WORKSPACE"
-_NO_ANSWER = {errno.EIO, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.ETIMEDOUT, errno.ESTALE}
 _COLAB_ROOT, _DRIVE = Path("/content/tinystories_lab"), Path("/content/drive")
 
 
@@ -48,7 +47,7 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
 
 
 def close_workspace(lab: Workspace, flush: bool = False) -> None:
-    """Copy new files to the mirror, if there is one. With `flush`, wait until Drive has uploaded them, and unmount it."""
+    """Copy new files to the mirror, if there is one. With `flush`, wait until Drive has them, and unmount it."""
     with _explain_drive_errors():
         update_mirror(lab)
     if lab.mirror_root and flush:
@@ -87,9 +86,10 @@ def _explain_drive_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ANSWER:
+        if not is_disk_failure(error):
             raise
-        raise OSError(f"Google Drive does not answer ({error}): run this cell again to mount it again") from error
+        found = error.__cause__ or error  # the mirror has its own advice
+        raise OSError(f"Google Drive does not answer ({found}): run this cell again to mount it again") from error
 
 
 def _mount_drive() -> bool:
