@@ -141,8 +141,8 @@ def save_in_background(step: int) -> None:
 
 
 def slowly(step: int) -> None:
-    """Slow each step down by 20 ms, which gives the parent process time to act."""
-    time.sleep(0.02)
+    """Slow each step down by 60 ms, which gives the parent process time to act, also on a busy machine."""
+    time.sleep(0.06)
 
 
 # --- outside the training process

@@ -188,6 +188,34 @@ def test_prepared_data_is_not_written_again(finished, here):
     assert written() == written()
 
 
+def test_tokens_are_made_again_from_changed_stories_whatever_the_clock_says(finished, here, stories):
+    shutil.copytree(finished[0] / DATA, here / DATA)
+    (here / "stories.txt").write_text("\n\n".join(stories[:100]))
+    assert command("prepare")[0] == 0
+    for path in (here / DATA / "stories").iterdir():
+        os.utime(path, (1, 1))
+    status, output, _ = command("tokenizer")
+    assert status == 0 and "in 95 stories" in output
+
+
+def test_stories_left_out_because_of_max_tokens_are_counted(finished, here, monkeypatch):
+    shutil.copytree(finished[0] / DATA / "stories", here / DATA / "stories")
+    monkeypatch.setitem(PRESETS, "micro", replace(PRESETS["micro"], max_tokens=1_000))
+    _, output, _ = command("tokenizer")
+    found = re.search(r"train\.bin: (\d+) tokens in (\d+) stories of 137 \(max_tokens is 1,000\)", output)
+    assert found and int(found[1]) <= 1_000 and int(found[2]) < 137
+
+
+def test_a_report_does_not_mix_stories_of_one_step_with_the_loss_of_another(finished, here, monkeypatch):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    longer = replace(PRESETS["micro"], train=replace(PRESETS["micro"].train, total_steps=20))
+    monkeypatch.setitem(PRESETS, "micro", longer)
+    assert command("train")[0] == 0
+    status, _, errors = command("retrospective")
+    assert status == 1 and "its stories are of step 12, but the run is at step 20: run 04_generate" in errors
+    assert command("generate")[0] == 0 and command("retrospective")[0] == 0
+
+
 def test_folders_may_have_other_names(finished, here):
     shutil.copytree(finished[0] / DATA, here / "data" / "shared")
     shutil.copytree(finished[0] / RUN, here / "runs" / "second")

@@ -110,7 +110,7 @@ def test_the_hubs_own_split_is_kept_without_validation_stories_that_also_appear_
     assert texts_of(splits) == {"train": ["One.", "Two.", "“Three,” said Zoë."], "validation": ["Four.", "Five."]}
     examples = report.examples | {"empty": ["''"] * 2, "repaired": [damage("“Three,” said Zoë.")]}
     assert examples["in_train"] == ["Two.", "“Three,” said Zoë."]
-    assert report == CleanReport("tinystories", 3, 2, 2, 2, 2, 1, examples, rows=11)
+    assert report == CleanReport("tinystories", 3, 2, 2, 2, 2, 1, examples, rows=11, fingerprint=report.fingerprint)
 
 
 def test_the_report_counts_all_but_keeps_three_short_examples_of_each():

@@ -78,7 +78,7 @@ def _run(arguments: list[str] | None) -> int:
         parser.error("--fresh starts a run again: use it with run or train only")
     if options.stage != "train" and world_size() > 1:
         parser.error(f"{world_size()} processes can only train: run {options.stage} without torchrun")
-    started = time.perf_counter()
+    started, failure, status = time.perf_counter(), "", 1
     try:
         lab = plan_workspace(Path(), options.preset, options.source, options.run, options.data, options.mirror)
         if options.seq_len is not None:
@@ -93,13 +93,15 @@ def _run(arguments: list[str] | None) -> int:
         with graceful_shutdown():
             _run_stages(lab, options.stage, options.fresh)
     except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+        failure = str(error)
     except (KeyboardInterrupt, SystemExit) as stop:
         saved = lab.run_dir / "last.pt"
         kept = f"training is saved in {saved}" if saved.exists() else "finished stages are kept"
-        print(f"\nstopped; {kept}; the same command continues from there", file=sys.stderr)
-        return stop.code if isinstance(stop, SystemExit) else 130
+        failure = f"stopped; {kept}; the same command continues from there"
+        status = stop.code if isinstance(stop, SystemExit) else 130
+    if failure:  # here, because a progress bar ends only when the error is forgotten
+        print(f"\n{failure}", file=sys.stderr)
+        return status
     if options.stage in ("run", "generate"):
         samples = read_samples(lab.run_dir, "after")[: len(PROMPTS)]
         print(f"\ndone in {time.perf_counter() - started:.0f} s; five stories:")

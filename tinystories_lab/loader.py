@@ -28,6 +28,7 @@ class BinInfo:
     tokenizer_sha256: str
     sha256: str  # of the token file
     source: str = ""
+    made_from: str = ""  # the fingerprint of the cleaned stories
 
     @property
     def bytes_per_token(self) -> float:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tinystories_lab.analysis.evaluation import read_samples, run_results, save_samples
 from tinystories_lab.analysis.report import summarize_run, summary_text, write_report
 from tinystories_lab.checkpoint import load_model
+from tinystories_lab.data.sources import CleanReport
 from tinystories_lab.data.stories import StoryTexts, load_stories, open_stories
 from tinystories_lab.data.text import prompts_for
 from tinystories_lab.device import choose_device, choose_dtype, rank
@@ -75,25 +76,33 @@ def _train_tokenizer(lab: Workspace, stories: Dataset) -> Tokenizer:
 def tokenizer_stage(lab: Workspace) -> None:
     """cleaned stories -> tokenizer.json, train.bin, val.bin"""
     stories, report = open_stories(lab.data_dir)
-    if not _is_tokenized(lab):
+    if not _is_tokenized(lab, report):
         with data_lock(lab.data_dir):
-            if not _is_tokenized(lab):  # another session may have written the files in the meantime
+            if not _is_tokenized(lab, report):  # another session may have written the files in the meantime
                 tokenizer = _train_tokenizer(lab, stories["train"])
                 save_tokenizer(tokenizer, lab.data_dir / "tokenizer.json")
                 for split, name, limit in (
                     ("train", "train.bin", lab.preset.max_tokens),
                     ("validation", "val.bin", None),
                 ):
-                    write_bin(lab.data_dir / name, StoryTexts(stories[split]), tokenizer, limit, report.source)
+                    made_from = report.source, report.fingerprint
+                    write_bin(lab.data_dir / name, StoryTexts(stories[split]), tokenizer, limit, *made_from)
     for name in ("train.bin", "val.bin"):
-        info = BinInfo.load(lab.data_dir / name)
-        print(f"{name}: {info.tokens:,} tokens in {info.stories:,} stories, {info.bytes_per_token:.2f} bytes per token")
+        info, count = BinInfo.load(lab.data_dir / name), len(stories["train" if name == "train.bin" else "validation"])
+        of_all = f" of {count:,} (max_tokens is {lab.preset.max_tokens:,})" if info.stories < count else ""
+        in_stories = f"{info.tokens:,} tokens in {info.stories:,} stories{of_all}"
+        print(f"{name}: {in_stories}, {info.bytes_per_token:.2f} bytes per token")
 
 
-def _is_tokenized(lab: Workspace) -> bool:
-    """Return whether the token files were written, undamaged, after the stories."""
+def _is_tokenized(lab: Workspace, stories: CleanReport) -> bool:
+    """Return whether the token files are undamaged and were made from these stories."""
+    if not has_data(lab):
+        return False
     written_last, written_first = lab.data_dir / "val.json", lab.data_dir / "stories" / "report.json"
-    return has_data(lab) and written_last.stat().st_mtime >= written_first.stat().st_mtime
+    made_from = BinInfo.load(lab.data_dir / "val.bin").made_from
+    if made_from and stories.fingerprint:
+        return made_from == stories.fingerprint
+    return written_last.stat().st_mtime >= written_first.stat().st_mtime  # made in a notebook, or by an older version
 
 
 def train_run(

@@ -132,7 +132,12 @@ def decode_continuation(tokenizer: Tokenizer, ids: Sequence[int], start: int = 0
 
 
 def write_bin(
-    path: str | Path, stories: Iterable[str], tokenizer: Tokenizer, max_tokens: int | None = None, source: str = ""
+    path: str | Path,
+    stories: Iterable[str],
+    tokenizer: Tokenizer,
+    max_tokens: int | None = None,
+    source: str = "",
+    made_from: str = "",
 ) -> BinInfo:
     """Encode stories to a token file and write its JSON sidecar. Return the content of the sidecar.
 
@@ -164,7 +169,7 @@ def write_bin(
         os.fsync(file.fileno())  # the slow part: if it is interrupted, the old file must keep its sidecar
         sidecar.unlink(missing_ok=True)  # an old sidecar must not describe the new file
     fingerprints = tokenizer_sha256(tokenizer), digest.hexdigest()
-    info = BinInfo(tokens, written, size, tokenizer.get_vocab_size(), "uint16", *fingerprints, source)
+    info = BinInfo(tokens, written, size, tokenizer.get_vocab_size(), "uint16", *fingerprints, source, made_from)
     with atomic_write(sidecar, "w") as file:
         json.dump(asdict(info), file, indent=1)
     return info

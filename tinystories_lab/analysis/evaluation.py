@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tinystories_lab.checkpoint import check_final
+from tinystories_lab.checkpoint import check_final, read_step
 from tinystories_lab.files import Row, atomic_write, read_log, read_rows
 from tinystories_lab.loader import BinInfo
 from tinystories_lab.model import GPTConfig, count_parameters
@@ -64,10 +64,14 @@ def read_samples(run_dir: str | Path, when: str = "") -> list[Row]:
 
 
 def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any]]) -> None:
-    """Save stories in samples.jsonl as those from `when` ("before" or "after" training), in place of older ones."""
-    path = Path(run_dir) / "samples.jsonl"
+    """Save stories in samples.jsonl as those from `when` ("before" or "after" training), in place of older ones.
+
+    A row from after training has the step of final.pt.
+    """
+    path, step = Path(run_dir) / "samples.jsonl", read_step(Path(run_dir) / "final.pt")
+    made_by = {"step": step} if when == "after" and step else {}
     rows = [row for row in read_rows(path) if row.get("when") != when]
-    rows += ({"when": when, **sample} for sample in samples)
+    rows += ({"when": when, **made_by, **sample} for sample in samples)
     with atomic_write(path, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 

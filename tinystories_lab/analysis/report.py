@@ -47,14 +47,18 @@ def summarize_run(lab: Workspace, other_run: str = "") -> RunSummary:
     other = evaluation.find_other_run(lab, other_run)
     folders = [run_dir, other] if other else [run_dir]
     config, log, samples = load_config(run_dir), read_log(run_dir / "loss.jsonl"), evaluation.read_samples(run_dir)
+    runs = [evaluation.run_results(folder) for folder in folders] + evaluation.chapter_results()
     after = [row for row in samples if row["when"] == "after"]
+    if older := [row["step"] for row in after if row.get("step", log[-1]["step"]) != log[-1]["step"]]:
+        found = f"its stories are of step {older[0]}, but the run is at step {log[-1]['step']}"
+        raise ValueError(f"{run_dir / 'samples.jsonl'}: {found}: run 04_generate (or `generate` in the shell) again")
     tokenizer = load_tokenizer(run_dir / "tokenizer.json")
     return RunSummary(
         run_dir=run_dir,
         config=config,
         log=log,
         diagnosis=diagnose(log, config["model"]["vocab_size"], TrainConfig.from_dict(config["train"])),
-        runs=[evaluation.run_results(folder) for folder in folders] + evaluation.chapter_results(),
+        runs=runs,
         metrics=compare_metrics(samples, training_words(train_bin, tokenizer), val_bin, tokenizer) if after else [],
         overlaps=memorization_overlaps(after, lab.data_dir, tokenizer) if after else {},
         ratings=average_ratings(run_dir / "ratings.jsonl"),

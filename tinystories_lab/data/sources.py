@@ -39,6 +39,7 @@ class CleanReport:
     examples: dict[str, list[str]] = field(default_factory=dict)  # up to three of what was dropped, repaired or skipped
     rows: int = 0  # rows read, empty ones included; a file without rows counts as an empty row
     skipped: dict[str, int] = field(default_factory=dict)  # for each reason, the number of files (on the Hub, of rows)
+    fingerprint: str = ""  # of the stored stories
     notes: list[str] = field(default_factory=list)  # decisions, such as a limit or what separates stories
 
     def note(self, what: str, example: str) -> None:

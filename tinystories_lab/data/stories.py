@@ -141,6 +141,7 @@ def _prepare(source: str | Path, folder: Path, request: dict[str, Any]) -> None:
     for split in SPLITS:
         path = folder / f"{split}.arrow"
         arrow[split] = [path.stat().st_size, path.stat().st_mtime_ns, sha256_of(path)]
+    report.fingerprint = "-".join(sha256[:16] for *_, sha256 in arrow.values())
     with atomic_write(folder / "report.json", "w") as file:
         json.dump({"request": request, "arrow": arrow, "report": asdict(report)}, file, indent=1)
 
