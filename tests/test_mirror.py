@@ -20,7 +20,7 @@ from tinystories_lab.durability.manifest import copy_in_place, read_manifest
 from tinystories_lab.durability.mirror import _DATA_FILES, _MIRROR_SLOTS, _RUN_FILES, Mirror
 from tinystories_lab.files import append_row, read_rows, sha256_of
 from tinystories_lab.model import new_model
-from tinystories_lab.pipeline import train_run
+from tinystories_lab.pipeline import move_aside, train_run
 from tinystories_lab.tokenizer import load_tokenizer, write_bin
 from tinystories_lab.trainer import TrainState
 
@@ -369,6 +369,24 @@ def test_data_that_a_run_on_the_mirror_was_trained_on_is_not_replaced(machine, t
         machine.copy()
     after = files_below(machine.root)
     assert before.items() <= after.items(), "the files of the run that was there"
+    with pytest.raises(ValueError, match=r"runs/a was trained on other data in"):
+        machine.mirror().restore()
+
+
+def test_the_data_of_a_run_that_was_moved_aside_is_moved_aside_on_the_mirror_before_other_data_comes(
+    machine, tmp_path, lab
+):
+    trained = lab(tmp_path / "trained" / "a", machine.root)
+    list(train_run(trained, "cpu", torch.float32))
+    data = machine.root / "data" / machine.data_dir.name
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    move_aside(trained)
+    machine.data_dir = other_data(tmp_path / "other" / machine.data_dir.name)
+    machine.save(10)
+    assert machine.copy().trouble is None
+    assert (data / "train.bin").read_bytes() == (machine.data_dir / "train.bin").read_bytes()
+    (aside,) = data.parent.glob(f"{data.name}-until-*")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
 
 
 def test_data_on_the_mirror_that_no_run_needs_is_replaced(machine, tmp_path):

@@ -6,6 +6,8 @@ import os
 import threading
 import time
 import warnings
+from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,7 @@ class Mirror:
 
     def _restore(self) -> dict[str, Any] | None:
         self._require_same_run()
+        self._runs_on_other_data()
         recorded = read_manifest(self.mirror_dir)
         # A slot that is neither recorded nor readable is a first copy that was cut off: it was never a checkpoint.
         slots = [slot for slot in self._slots if slot.name in recorded or (read_step(slot) or -1) >= 0]
@@ -134,15 +137,22 @@ class Mirror:
                 require_same_run(there, here, f"the run in {self.mirror_dir}")
             self._is_same_run = here is not None
 
-    def _require_same_data(self) -> None:
-        """Raise ValueError if other data on the mirror would be replaced that a run there was trained on."""
+    def _runs_on_other_data(self) -> list[Path]:
+        """Return the old runs on the mirror whose data there differs from this machine's and would be replaced.
+
+        Raises ValueError if one of them has not been moved aside (see `move_aside`): it could not be resumed any more.
+        """
         here, there = (read_json(folder / "train.json") for folder in (self.data_dir, self.data_mirror_dir))
-        if here and there and here.get("sha256") != there.get("sha256"):
-            for config_path in self.root.glob("runs/*/config.yaml"):
+        runs, is_other = [], here and there and here.get("sha256") != there.get("sha256")
+        for config_path in self.root.glob("runs/*/config.yaml") if is_other else ():
+            with suppress(FileNotFoundError, ValueError):  # a config that was cut off
                 data = load_config(config_path.parent)["data"]
                 if (data["name"], data.get("sha256")) == (self.data_dir.name, there.get("sha256")):
-                    found = f"{config_path.parent} was trained on other data in {self.data_mirror_dir}"
-                    raise ValueError(f"{found} than {self.data_dir} has: use another data name (`--data` in the shell)")
+                    runs.append(config_path.parent)
+        if current := [str(run) for run in runs if "-until-" not in run.name]:
+            found = f"{', '.join(current)} was trained on other data in {self.data_mirror_dir} than {self.data_dir} has"
+            raise ValueError(f"{found}: use another data name (`--data` in the shell)")
+        return runs
 
     def __enter__(self) -> "Mirror":
         try:
@@ -216,7 +226,9 @@ class Mirror:
         """Copy everything that differs on the mirror."""
         self._announce()
         self._copy_checkpoint()
-        self._require_same_data()
+        if self._runs_on_other_data():  # these runs were moved aside, so their data is, too
+            self.data_mirror_dir.rename(f"{self.data_mirror_dir}-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+            self.data_mirror_dir.mkdir()
         files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
         files += [(self.data_dir / name, self.data_mirror_dir / name) for name in _DATA_FILES]
         for source, target in files:
