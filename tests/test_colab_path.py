@@ -127,7 +127,8 @@ class Learner:
         text = path.read_text(encoding="utf-8").replace("/content/", f"{self.content}/")
         notebook = nbformat.reads(text.replace(repository(), "ada/my-copy"), as_version=4)
         notebook.cells = notebook.cells[:cells]
-        NotebookClient(notebook, resources={"metadata": {"path": str(self.content)}}).execute(
+        # A kernel on a busy machine has once lost a reply: the time-out turns waiting for ever into an error.
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(self.content)}}).execute(
             env={**os.environ, **environment}
         )
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
