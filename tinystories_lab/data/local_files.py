@@ -14,6 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _MARKER = "<|endoftext|>"  # separates the stories of a .txt file, as in those of TinyStories
+# With a buffer, Parquet is read by page; without one (0), a column of a row group is in memory. The buffer of
+# pyarrow 18.1, which Colab has, fails at long rows; that of 26.0 does not.
+_BUFFER = 2**20 if int(pa.__version__.partition(".")[0]) >= 26 else 0
 _READ_BYTES = 2**20  # how much of a Parquet column is in memory, plus the rest of its last row
 _PARAGRAPHS_PER_STORY = 10  # with more paragraphs than this between markers, blank lines separate stories, too
 
@@ -164,8 +167,7 @@ def _read_jsonl(path: Path) -> Iterator[str | None]:
 
 
 def _read_parquet(path: Path) -> Iterator[str | None]:
-    by_page = {"pre_buffer": False, "buffer_size": _READ_BYTES}  # otherwise a whole row group would be in memory
-    with _open_file(path, "rb") as raw, pq.ParquetFile(raw, **by_page) as file:
+    with _open_file(path, "rb") as raw, pq.ParquetFile(raw, pre_buffer=False, buffer_size=_BUFFER) as file:
         if "text" not in file.schema_arrow.names:
             raise ValueError(f'{path} has the columns {file.schema_arrow.names}; a column "text" is needed')
         for group in range(file.num_row_groups):
