@@ -440,6 +440,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25, help="processes to kill in total (default: 25)")
     kills = parser.parse_args().kills
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     os.environ["OMP_NUM_THREADS"] = "1"  # the order of a sum depends on the number of threads
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the fork server, which imports this module
     with tempfile.TemporaryDirectory() as folder:
