@@ -102,9 +102,8 @@ def _check_content(checkpoint: dict[str, Any], keys: set[str]) -> None:
     if "model_config" in keys:
         with torch.device("meta"):
             shapes = GPTMini(GPTConfig.from_dict(checkpoint["model_config"])).state_dict()
-        if {name: weight.shape for name, weight in shapes.items()} != {
-            name: weight.shape for name, weight in checkpoint["model"].items()
-        }:
+        weights = checkpoint["model"]
+        if weights.keys() != shapes.keys() or any(weights[name].shape != shapes[name].shape for name in shapes):
             raise ValueError("its weights do not fit its model_config")
 
 

@@ -45,6 +45,13 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None
             raise ValueError(f"{name} is {value!r}; it must be {needed or types[0].__name__}")
 
 
+def check_seq_len(seq_len: int, max_len: int) -> None:
+    """Raise ValueError if the model cannot read such long sequences."""
+    if seq_len > max_len:
+        found = f"seq_len is {seq_len}, but the model's max_len is {max_len}"
+        raise ValueError(f"{found}: use a smaller seq_len or a larger max_len")
+
+
 def from_stored(cls: type, values: Mapping[str, Any], old_names: Mapping[str, str]) -> Any:
     """Return a config with stored values, which may have old names. Raises ValueError for what it does not know."""
     current = {old_names.get(name, name): value for name, value in values.items()}

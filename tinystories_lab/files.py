@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +37,12 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     except BaseException:  # KeyboardInterrupt too: half a file must not stay
         partial.unlink(missing_ok=True)
         raise
+
+
+def aside(path: Path) -> Path:
+    """Return a new name beside `path`, with the time, for what is moved out of the way: run-until-20261126-..."""
+    ending = path.suffix if path.is_file() else ""  # the name of a folder may contain a dot
+    return path.with_name(f"{path.name.removesuffix(ending)}-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}{ending}")
 
 
 def append_row(path: str | Path, row: Row) -> None:

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from tinystories_lab.durability.identity import require_run_data
 from tinystories_lab.durability.lock import data_lock, run_lock
 from tinystories_lab.durability.mirror import Mirror
 from tinystories_lab.durability.shutdown import graceful_shutdown
-from tinystories_lab.files import Row, read_log
+from tinystories_lab.files import Row, aside, read_log
 from tinystories_lab.generate import generate_samples
 from tinystories_lab.integrations.huggingface import export_hugging_face
 from tinystories_lab.loader import BinInfo, open_tokens
@@ -210,9 +209,10 @@ def has_data(lab: Workspace) -> bool:
         fingerprint = tokenizer_sha256(load_tokenizer(lab.data_dir / "tokenizer.json"))
         for name in ("train.bin", "val.bin"):
             open_tokens(lab.data_dir / name)
-            if BinInfo.load(lab.data_dir / name).tokenizer_sha256 != fingerprint:
+            info = BinInfo.load(lab.data_dir / name)
+            if info is None or info.tokenizer_sha256 != fingerprint:
                 return False
-    except (OSError, ValueError, AttributeError):  # AttributeError: a token file has lost its sidecar
+    except (OSError, ValueError):
         return False
     return True
 
@@ -252,7 +252,7 @@ def move_aside(lab: Workspace) -> list[Path]:
     moved = []
     for folder in filter(Path.is_dir, folders):
         with run_lock(folder):
-            moved.append(folder.rename(folder.with_name(f"{folder.name}-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")))
+            moved.append(folder.rename(aside(folder)))
     return moved
 
 

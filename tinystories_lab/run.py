@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tinystories_lab import __version__
-from tinystories_lab.config import TrainConfig, check_ranges
+from tinystories_lab.config import TrainConfig, check_ranges, check_seq_len
 from tinystories_lab.device import choose_device, choose_dtype
 from tinystories_lab.files import atomic_write
 from tinystories_lab.loader import BinInfo
@@ -39,9 +39,7 @@ class Preset:
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
-        if self.train.seq_len > self.model.max_len:
-            found = f"seq_len is {self.train.seq_len}, but the model's max_len is {self.model.max_len}"
-            raise ValueError(f"{found}: use a smaller seq_len or a larger max_len")
+        check_seq_len(self.train.seq_len, self.model.max_len)
 
 
 _FAST = Preset(  # the same data, tokens and size, but better training: tests/benchmarks/RECIPE.md measures each change
@@ -126,17 +124,16 @@ def plan_workspace(
         if name in ("", ".", "..") or Path(name).name != name:
             raise ValueError(f"the {kind} name is {name!r}; it must be a plain folder name, such as {default!r}")
     mirror_root = Path(mirror_root).expanduser() if mirror_root else None
-    if mirror_root:
-        _require_separate(root, mirror_root)
+    if mirror_root and overlap(root, mirror_root):  # a copy could replace its own source
+        needed = "the mirror must be a folder outside of the workspace, best on another disk"
+        raise ValueError(f"the mirror {mirror_root} and the workspace {root.resolve()} are not separate; {needed}")
     return Workspace(chosen, source, root / "data" / names["data"], root / "runs" / names["run"], mirror_root)
 
 
-def _require_separate(root: Path, mirror_root: Path) -> None:
-    """Raise ValueError if a mirror is the workspace, contains it or lies in it: a copy could replace its own source."""
-    here, there = (Path(os.path.realpath(path)) for path in (root, mirror_root))
-    if here == there or here in there.parents or there in here.parents:
-        needed = "the mirror must be a folder outside of the workspace, best on another disk"
-        raise ValueError(f"the mirror {mirror_root} ({there}) and the workspace {here} are not separate; {needed}")
+def overlap(one: str | Path, other: str | Path) -> bool:
+    """Return whether two folders are the same or one lies in the other, also through links."""
+    one, other = (Path(os.path.realpath(path)) for path in (one, other))
+    return one == other or one in other.parents or other in one.parents
 
 
 def _short_name(source: str) -> str:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tinystories_lab.checkpoint import (
     run_checkpoints,
     run_identity,
 )
-from tinystories_lab.config import TrainConfig, lr_at, seq_len_at
+from tinystories_lab.config import TrainConfig, check_seq_len, lr_at, seq_len_at
 from tinystories_lab.device import (
     all_reduce_mean,
     any_rank,
@@ -35,7 +34,7 @@ from tinystories_lab.device import (
     world_size,
     wrap_ddp,
 )
-from tinystories_lab.files import Row, append_row, cached_sha256_of, read_log
+from tinystories_lab.files import Row, append_row, aside, cached_sha256_of, read_log
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTConfig, GPTMini, new_model
 from tinystories_lab.optim import make_optimizer, set_lr
@@ -218,7 +217,8 @@ def train(
     (it is called once per step), and if the caller leaves the loop. Then `after_save` is called. A failed save is a
     warning, and training continues. An error inside a step is not followed by a save. The next call continues from the
     newest checkpoint, or from `checkpoint`, a loaded one. At the end, final.pt has the model alone; best.pt has the one
-    of the lowest validation loss, which nothing uses unasked. A log without a checkpoint is renamed. Under torchrun, every process calls `train` and trains on its part of each batch. Rank 0 writes the files.
+    of the lowest validation loss, which nothing uses unasked. A log without a checkpoint is renamed. Under torchrun,
+    every process calls `train` and trains on its part of each batch. Rank 0 writes the files.
 
     Before it writes anything, the call raises ValueError or FileNotFoundError if data, model and run do not match. The
     loop raises FloatingPointError if the loss is not finite, OutOfMemoryError, and OSError if it cannot write final.pt.
@@ -226,9 +226,7 @@ def train(
     run_dir, data_dir, config = Path(run_dir), Path(data_dir), train_config
     device = torch.device(device or choose_device()[0])
     dtype = dtype or choose_dtype(device)[0]
-    if config.seq_len > model_config.max_len:
-        found = f"seq_len is {config.seq_len}, but the model's max_len is {model_config.max_len}"
-        raise ValueError(f"{found}: use a smaller seq_len or a larger max_len")
+    check_seq_len(config.seq_len, model_config.max_len)
     if config.batch_size % (world_size() * config.grad_accum_steps):
         needed = f"a multiple of {world_size()} processes times grad_accum_steps {config.grad_accum_steps}"
         raise ValueError(f"batch_size is {config.batch_size}; it must be {needed}")
@@ -281,7 +279,7 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
     if rank() == 0:
         save_tokenizer(tokenizer, run_dir / "tokenizer.json")
         if state.step == 0 and log.exists():  # its rows are those of a run whose checkpoints are gone
-            log.rename(run_dir / f"loss-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.jsonl")
+            log.rename(aside(log))
     validated = [row["val_loss"] for row in read_log(log) if "val_loss" in row and row["step"] <= state.step]
     lowest = min(validated, default=math.inf)
     first_step, seq_len, saved_at = state.step, None, time.monotonic()

@@ -7,7 +7,6 @@ import threading
 import time
 import warnings
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ from tinystories_lab.durability.manifest import (
     restore_files,
     write_json,
 )
-from tinystories_lab.files import atomic_write, cached_sha256_of, sha256_of
-from tinystories_lab.run import load_config
+from tinystories_lab.files import aside, atomic_write, cached_sha256_of, sha256_of
+from tinystories_lab.run import load_config, overlap
 
 # Drive moves deleted and replaced files to its trash, which counts against the quota, and its renames are not atomic.
 # So a small fixed set of files is rewritten in place. There are two pairs of last.pt and log: while one of them is
@@ -68,12 +67,8 @@ class Mirror:
         self._slot_steps: dict[Path, int] = {}
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
-        here, there = (
-            [Path(os.path.realpath(folder)) for folder in folders]
-            for folders in ((self.run_dir, self.data_dir), (self.mirror_dir, self.data_mirror_dir))
-        )
-        for one, other in product(here, there):
-            if one == other or one in other.parents or other in one.parents:
+        for one, other in product((self.run_dir, self.data_dir), (self.mirror_dir, self.data_mirror_dir)):
+            if overlap(one, other):
                 raise ValueError(f"{one} and its mirror {other} are not separate: choose another folder for the mirror")
 
     def __str__(self) -> str:
@@ -227,7 +222,7 @@ class Mirror:
         self._announce()
         self._copy_checkpoint()
         if self._runs_on_other_data():  # these runs were moved aside, so their data is, too
-            self.data_mirror_dir.rename(f"{self.data_mirror_dir}-until-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+            self.data_mirror_dir.rename(aside(self.data_mirror_dir))
             self.data_mirror_dir.mkdir()
         files = [(self.run_dir / name, self.mirror_dir / name) for name in _RUN_FILES]
         files += [(self.data_dir / name, self.data_mirror_dir / name) for name in _DATA_FILES]
