@@ -129,7 +129,8 @@ def test_probabilities_of_many_positions_are_those_of_each(dtype):
 def test_tokens_are_drawn_as_often_as_they_are_probable():
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0], [0, 0, 0, 0, 0, 1.0]])
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([sample(probabilities, [generator, None]) for _ in range(4_000)])
+    points = torch.rand(4_000, 2, generator=generator, dtype=torch.float64)
+    drawn = torch.stack([sample(probabilities, row) for row in points])
     assert (drawn[:, 1] == 5).all()
     shares = torch.bincount(drawn[:, 0], minlength=6) / 4_000
     assert (shares[probabilities[0] == 0] == 0).all(), "an impossible token was drawn"

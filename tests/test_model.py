@@ -151,13 +151,16 @@ def test_a_closed_gate_closes_the_feed_forward_network():
 
 
 @settings(max_examples=40)
-@given(st.lists(st.integers(1, 10), min_size=1, max_size=4), st.integers(0, 6), st.integers(0, 10_000))
-@example([1], 15, 0)  # to max_len
-def test_with_the_cache_logits_are_those_of_the_whole_text_whatever_the_other_rows_are(lengths, further, seed):
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=4), st.integers(0, 6), st.integers(0, 10_000), st.booleans())
+@example([1], 15, 0, False)  # to max_len
+@example([1], 15, 0, True)
+def test_with_the_cache_logits_are_those_of_the_whole_text_whatever_the_other_rows_are(
+    lengths, further, seed, is_static
+):
     model = attentive_model()
     prompts = [random_ids(300, length, seed=seed + row).tolist() for row, length in enumerate(lengths)]
     then = random_ids(300, len(prompts), further, seed=seed + 99)
-    cache = KVCache(model, lengths)
+    cache = KVCache(model, lengths, is_static)
     padded = torch.tensor([prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts])
     with torch.inference_mode():
         logits = [model(padded, cache=cache)[0], *(model(ids[:, None], cache=cache)[0] for ids in then.unbind(1))]

@@ -36,6 +36,34 @@ def test_the_layers_matrices_decay_and_norms_embedding_and_head_do_not(optimizer
     assert [group["lr"] for group in made.param_groups] == [0.5 * 8e-3 / 2e-3 if optimizer == "muon" else 0.5, 0.5]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_on_stacked_matrices_equals_pytorchs_muon_step_by_step(dtype):
+    """The momentum is equal exactly. Weights differ by the rounding of bfloat16, in which PyTorch's Muon computes."""
+    config = TrainConfig(optimizer="muon", peak_lr=0.01, muon_lr=0.01)
+    model, expected = (new_model(GPTConfig(300, 2, 2, 32, 16)) for _ in range(2))
+    optimizer = make_optimizer(model, config, dtype)
+    theirs = torch.optim.Muon(
+        [p for p in expected.blocks.parameters() if p.ndim == 2], adjust_lr_fn="match_rms_adamw", weight_decay=0.1
+    )
+    random = torch.Generator().manual_seed(0)
+    for step in range(20):
+        for ours, other in zip(model.parameters(), expected.parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape, generator=random)
+            other.grad = ours.grad.clone()
+        set_lr(optimizer, 0.001 * (step + 1))
+        set_lr(theirs, 0.001 * (step + 1))
+        optimizer.step()
+        theirs.step()
+        moved, other = (
+            torch.cat([p.flatten() for p in m.blocks.parameters() if p.ndim == 2]) for m in (model, expected)
+        )
+        assert (moved - other).norm() < 0.01 * other.norm(), step
+    for ours, other in zip(model.blocks.parameters(), expected.blocks.parameters(), strict=True):
+        if ours.ndim == 2:
+            assert optimizer.state[ours].keys() == theirs.state[other].keys()
+            assert torch.equal(optimizer.state[ours]["momentum_buffer"], theirs.state[other]["momentum_buffer"])
+
+
 def test_muon_gives_each_matrix_an_update_of_the_size_of_adamws_whatever_its_shape():
     model = new_model(GPTConfig(300, 1, 2, 32, 16))
     optimizer = make_optimizer(model, TrainConfig(optimizer="muon", peak_lr=1e-2, muon_lr=1e-2, weight_decay=0))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 _TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_CALLS_BEFORE_CAPTURE = 3
 _MIN_FLOPS_TO_COMPILE = 3e14  # floating-point operations of a run: an hour on two CPU cores, seconds on a GPU
 
 
@@ -75,6 +76,51 @@ def compile_model(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"the model could not be compiled ({reason}): training continues, but more slowly", stacklevel=3)
     return compiled, time.perf_counter() - started
+
+
+def has_cuda_graphs(device: torch.device) -> bool:
+    """Return whether `GraphedCall` makes CUDA graphs on `device`: on a GPU from compute capability 8.0 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+class GraphedCall:
+    """Calls a function of tensors, which on a GPU becomes a CUDA graph: one launch instead of one per kernel.
+
+    The first three calls run the function. Then it is captured, and each call replays its kernels without Python. So
+    every call must do the same to the same memory, and must not wait for the GPU. Only inputs and results are copied. If
+    the capture fails, and where there are no such graphs (see `has_cuda_graphs`), all calls run the function.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], device: torch.device) -> None:
+        self._function, self._graph, self._calls = function, None, 0
+        self._stream = torch.cuda.Stream(device) if has_cuda_graphs(device) else None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        self._calls += 1
+        if self._stream is not None and self._graph is None and self._calls > _CALLS_BEFORE_CAPTURE:
+            self._capture(inputs)
+        if self._graph is not None:
+            torch._foreach_copy_(self._inputs, inputs)
+            self._graph.replay()
+            return tuple(result.clone() for result in self._results)
+        if self._stream is None:
+            return self._function(*inputs)
+        self._stream.wait_stream(torch.cuda.current_stream())  # on the stream of the capture, as PyTorch advises
+        with torch.cuda.stream(self._stream):
+            results = self._function(*inputs)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return results
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs, graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
+        try:  # a checkpoint may be written by another thread meanwhile, hence "thread_local"
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._results = self._function(*self._inputs)
+            self._graph = graph
+        except Exception as error:  # out of memory, or an operation that waits for the GPU
+            self._stream = None
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"no CUDA graph could be made ({reason}): continuing, but more slowly", stacklevel=3)
 
 
 def rank() -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from numbers import Integral, Real
 
@@ -9,32 +10,34 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tinystories_lab.device import GraphedCall, has_cuda_graphs
 from tinystories_lab.files import Row
 from tinystories_lab.model import GPTMini, KVCache
 from tinystories_lab.tokenizer import decode_continuation, encode_prompt, eos_id
 
 TEMPERATURE, TOP_K, NEW_TOKENS = 0.8, 50, 120  # the chapter's settings
+_POINTS = 1_024  # random numbers that are drawn at once for each row
 
 
 def next_token_probabilities(
     logits: Tensor, temperature: float = TEMPERATURE, top_k: int | None = TOP_K, top_p: float | None = None
 ) -> Tensor:
-    """Return the probability of each next token, in the shape of the logits (..., V), as float32 on the CPU.
+    """Return the probability of each next token, as float32, in the shape of the logits (..., V).
 
     The logits are divided by the temperature; 0 is greedy and gives the most likely token all probability. Then `top_k`
     keeps the k most likely tokens, and `top_p` keeps the smallest set of tokens whose total probability is at least p.
     None turns a filter off. Raises ValueError for values out of range.
     """
     _check_sampling(temperature, top_k, top_p)
-    logits = logits.detach().float().cpu()
+    logits = logits.detach().float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     if top_k is not None and top_k < logits.shape[-1]:
-        values, ids = logits.topk(top_k)
-        smallest = values[..., -1:]
-        if (logits == smallest).sum() > (values == smallest).sum():  # of equal logits keep the first, as argmax does
-            values, ids = (part[..., :top_k] for part in logits.sort(descending=True, stable=True))
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, ids, values)
+        smallest = logits.topk(top_k).values[..., -1:]
+        room = top_k - (logits > smallest).sum(-1, keepdim=True)  # for logits that equal the smallest
+        equal = logits == smallest
+        dropped = (logits < smallest) | (equal & (equal.cumsum(-1) > room))  # the first are kept, as argmax does
+        logits = logits.masked_fill(dropped, -torch.inf)
     tiny = torch.finfo(torch.float32).tiny  # a smaller temperature or top_p could become 0 in float32
     probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / max(float(temperature), tiny), dim=-1)
     if top_p is not None:
@@ -63,12 +66,11 @@ def _check_sampling(
             raise ValueError(f"{name} is {value!r}; it must be {needed}")
 
 
-def sample(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
-    """Draw one id per row of `probabilities` (B, V), each with its own random generator."""
+def sample(probabilities: Tensor, points: Tensor) -> Tensor:
+    """Return one id (B,) per row of `probabilities` (B, V). `points` (B,) are random float64 numbers from 0 to 1."""
     cumulative = probabilities.double().cumsum(-1)
-    points = torch.stack([torch.rand(1, generator=random, dtype=torch.float64) for random in generators])
     # The first cumulative sum above the point. A token with probability 0 adds nothing, so it is never the first.
-    return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)[:, 0].tolist()
+    return torch.searchsorted(cumulative, points[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
 def context_window(ids: list[int], max_len: int) -> list[int]:
@@ -114,19 +116,25 @@ def stream_batch(
         check_ids(ids, config.vocab_size)
     generators = [None if seed is None else torch.Generator().manual_seed(int(seed)) for seed in seeds]
     active = set(range(len(sequences)))  # rows that have not finished
-    rows, cache = [], None
-    for _ in range(max_new_tokens):
-        if cache is None or cache.longest == config.max_len or len(active) <= len(rows) // 2:
+    rows, room = [], 0  # rows in the cache, and how many more tokens it can read
+    for step in range(max_new_tokens):
+        if step % _POINTS == 0:
+            drawn = [torch.rand(_POINTS, generator=generator, dtype=torch.float64) for generator in generators]
+            points = torch.stack(drawn, dim=1)
+        if not room or len(active) <= len(rows) // 2:
             rows = sorted(active)
             windows = [context_window(sequences[row], config.max_len) for row in rows]
-            cache = KVCache(model, [len(ids) for ids in windows])
-            inputs = [ids + [0] * (cache.longest - len(ids)) for ids in windows]
+            longest = max(map(len, windows))
+            cache = KVCache(model, [len(ids) for ids in windows], is_static=has_cuda_graphs(device))
+            read_and_sample = partial(_read_and_sample, model, cache, (temperature, top_k, top_p))
+            read, room = GraphedCall(read_and_sample, device), config.max_len - longest
+            inputs = torch.tensor([ids + [0] * (longest - len(ids)) for ids in windows], device=device)
+            (ids,) = read_and_sample(inputs, points[step % _POINTS, rows])
         else:
-            inputs = [sequences[row][-1:] for row in rows]
-        logits, _ = model(torch.tensor(inputs, device=device), cache=cache)
-        probabilities = next_token_probabilities(logits[:, -1], temperature, top_k, top_p)
+            (ids,) = read(ids[:, None], points[step % _POINTS, rows].to(ids.device))
+            room -= 1
         new: list[int | None] = [None] * len(sequences)
-        for row, next_id in zip(rows, sample(probabilities, [generators[row] for row in rows]), strict=True):
+        for row, next_id in zip(rows, ids.tolist(), strict=True):
             if next_id == stop_id:
                 active.discard(row)
             if row in active:
@@ -135,6 +143,15 @@ def stream_batch(
         if not active:
             return
         yield new
+
+
+def _read_and_sample(
+    model: GPTMini, cache: KVCache, filters: tuple[float, int | None, float | None], ids: Tensor, points: Tensor
+) -> tuple[Tensor]:
+    """Read ids (B, T) and return the next id of each row, (B,), without waiting for a GPU."""
+    logits, _ = model(ids.to(cache.keys.device), cache=cache)
+    logits = logits[:, -1] if logits.is_cuda else logits[:, -1].cpu()  # Apple's GPU has no float64
+    return (sample(next_token_probabilities(logits, *filters), points.to(logits.device)),)
 
 
 def stream(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tinystories_lab.checkpoint import (
 )
 from tinystories_lab.config import TrainConfig, check_seq_len, lr_at, seq_len_at
 from tinystories_lab.device import (
+    GraphedCall,
     all_reduce_mean,
     any_rank,
     broadcast,
@@ -60,12 +62,13 @@ class TrainState:
     row: Row | None = None  # the newest log row
     updating: bool = False  # whether the optimizer is changing weights: after an error, some may have changed
     forward: Callable[..., Any] | None = None  # the model, which may be compiled and may average gradients over ranks
+    update: GraphedCall | None = None  # forward pass to update, if they may become a CUDA graph
 
     @classmethod
     def new(cls, model: GPTMini, config: TrainConfig, dtype: torch.dtype, **sha256: str) -> "TrainState":
         """Return the state before the first step. The model must already be on its device."""
         scaler = torch.amp.GradScaler(model.tok_emb.weight.device.type, enabled=dtype is torch.float16)
-        return cls(model, make_optimizer(model, config), scaler, config, dtype, **sha256, forward=model)
+        return cls(model, make_optimizer(model, config, dtype), scaler, config, dtype, **sha256, forward=model)
 
     def model_checkpoint(self) -> dict[str, Any]:
         """Return the model alone, as in final.pt. Its tensors are not copies."""
@@ -98,7 +101,7 @@ class TrainState:
         if "optimizer" not in checkpoint:  # final.pt, from which nothing continues
             return
         try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.optimizer.load_state_dict(self._with_own_settings(checkpoint["optimizer"]))
             if checkpoint["scaler"]:  # empty if the last session needed no loss scaling, as on an A100 before a T4
                 self.scaler.load_state_dict(checkpoint["scaler"])
             torch.set_rng_state(checkpoint["torch_rng"])
@@ -106,6 +109,11 @@ class TrainState:
             raise ValueError(f"the checkpoint has no usable optimizer state ({error!r}): use an older one") from error
         for name in ("seconds", "skipped_updates", "row"):
             setattr(self, name, checkpoint[name])
+
+    def _with_own_settings(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """Return a stored optimizer state with this session's settings, which depend on the device."""
+        groups = zip(self.optimizer.state_dict()["param_groups"], optimizer["param_groups"], strict=True)
+        return optimizer | {"param_groups": [here | {"params": there["params"]} for here, there in groups]}
 
 
 def train_step(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -115,9 +123,17 @@ def train_step(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
     of memory, the step is repeated with twice as many micro-batches. Raises torch.OutOfMemoryError if that is not
     possible, and FloatingPointError if float16 gradients overflow at every loss scale.
     """
+    device = state.model.tok_emb.weight.device
     while True:
         try:
-            return _forward_backward_update(state, batch)
+            if state.scaler.is_enabled() or world_size() > 1:  # they wait for the device
+                results = _forward_backward_update(state, *batch)
+            else:
+                state.update = state.update or GraphedCall(partial(_forward_backward_update, state), device)
+                results = state.update(*(part.to(device) for part in batch))
+            state.step += 1
+            state.updating = False
+            return results
         except torch.OutOfMemoryError as error:
             state.optimizer.zero_grad()
             parts = state.config.grad_accum_steps
@@ -128,16 +144,17 @@ def train_step(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
                 message = f"step {state.step + 1}: {found}: {advice}; the run resumes from its last save"
                 raise torch.OutOfMemoryError(message) from error
         # This is outside the except block, because the error's traceback keeps tensors alive.
-        state.config = replace(state.config, grad_accum_steps=2 * parts)
+        state.config, state.update = replace(state.config, grad_accum_steps=2 * parts), None
         torch.cuda.empty_cache()
         remedy = f"continuing with {2 * parts} micro-batches per step; the result stays the same"
         warnings.warn(f"{found}: {remedy}", stacklevel=2)
 
 
-def _forward_backward_update(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Do what `train_step` does, without out-of-memory handling."""
+def _forward_backward_update(state: TrainState, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what `train_step` does, without out-of-memory handling. Without a scaler, it never waits for the device."""
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     micro_batches = _split(batch, model, state.config.grad_accum_steps)
+    optimizer.zero_grad()  # because a capture that failed may have left some
     updated = False
     # If float16 gradients overflow, the scaler skips the update and lowers its scale. Then the same step is repeated,
     # so schedule and data never advance without the weights.
@@ -167,8 +184,6 @@ def _forward_backward_update(state: TrainState, batch: tuple[Tensor, Tensor]) ->
                 details = f"loss {loss.item():g}, {state.skipped_updates:,} skipped updates"
                 found = f"step {state.step + 1}: the gradients overflow float16 at every loss scale ({details})"
                 raise FloatingPointError(f"{found}: lower peak_lr, or use a GPU with bfloat16 (A100, L4)")
-    state.step += 1
-    state.updating = False
     return loss, grad_norm
 
 
@@ -177,7 +192,7 @@ def _loss(forward: Callable[..., tuple], x: Tensor, y: Tensor, dtype: torch.dtyp
         return forward(x, y)[1]
 
 
-def _split(batch: tuple[Tensor, Tensor], model: GPTMini, parts: int) -> list[tuple[Tensor, ...]]:
+def _split(batch: tuple[Tensor, ...], model: GPTMini, parts: int) -> list[tuple[Tensor, ...]]:
     """Return a batch as micro-batches (x, y) on the model's device."""
     return list(zip(*(part.to(model.tok_emb.weight.device).chunk(parts) for part in batch), strict=True))
 
@@ -321,6 +336,7 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
             set_lr(state.optimizer, lr_at(state.step, config))
             if seq_len != seq_len_at(state.step, config):
                 seq_len = seq_len_at(state.step, config)
+                state.update = None  # a graph is of one shape
                 state.forward, seconds = compile_model(plain, loader.device, flops, warm_up)
                 started += seconds
             batch = local_batch(loader.batch(state.step, seq_len))

@@ -43,7 +43,7 @@ def top_next_tokens(
     check_ids(ids, model.config.vocab_size)
     window = context_window(list(ids), model.config.max_len)
     inputs = torch.tensor([window], device=model.tok_emb.weight.device)
-    logits = model(inputs, cache=KVCache(model, [len(window)]))[0][0, -1]  # (V,)
+    logits = model(inputs, cache=KVCache(model, [len(window)]))[0][0, -1].cpu()  # (V,)
     own = next_token_probabilities(logits, 1.0, None)
     shaped = next_token_probabilities(logits, temperature, top_k, top_p)
     top = own.argsort(descending=True, stable=True)[:count].tolist()
@@ -67,7 +67,7 @@ def token_probabilities(model: GPTMini, tokenizer: Tokenizer, text: str) -> list
     check_ids(ids, model.config.vocab_size)
     ids = [*encode_prompt(tokenizer, ""), *ids][-model.config.max_len - 1 :]
     logits, _ = model(torch.tensor([ids[:-1]], device=model.tok_emb.weight.device))
-    probabilities = next_token_probabilities(logits[0], 1.0, None).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    probabilities = next_token_probabilities(logits[0].cpu(), 1.0, None)[torch.arange(len(ids) - 1), ids[1:]]
     return list(zip([token_text(tokenizer, token) for token in ids[1:]], probabilities.tolist(), strict=True))
 
 
