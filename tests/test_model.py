@@ -14,7 +14,6 @@ from tinystories_lab import model as model_module
 from tinystories_lab.model import GPTConfig, KVCache, apply_rope, causal_attention, new_model, rope_tables
 
 RESIDUAL = ("attention.out.weight", "feed_forward.down.weight")
-LOSS_BLOCK = model_module._LOSS_BLOCK["cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -184,28 +183,6 @@ def test_loss_is_the_cross_entropy_computed_by_hand():
         for t in range(8)
     ]
     assert loss.item() == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-5)
-
-
-def test_loss_and_gradients_in_blocks_are_those_of_all_logits_at_once():
-    """The loss is summed over blocks, the last of them smaller; the result must not show it."""
-    model, ids = new_model(replace(MODEL, max_len=400)), random_ids(300, 6, 401)
-    x, y = ids[:, :-1], ids[:, 1:]
-    assert x.numel() > 2 * LOSS_BLOCK and x.numel() % LOSS_BLOCK
-    loss, expected = model(x, y)[1], F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    parameters = list(model.parameters())
-    for one, other in zip(
-        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
-    ):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
-
-
-def test_the_loss_keeps_the_logits_of_one_block_only():
-    model, ids, kept = new_model(GPTConfig(3_000, 1, 1, 8, 512)), random_ids(3_000, 8, 512), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
-        model(ids, ids)[1].backward()
-    assert max(kept) <= LOSS_BLOCK * 3_000 < ids.numel() * 3_000 / 2
-    assert sum(size == LOSS_BLOCK * 3_000 for size in kept) <= 2 * ids.numel() / LOSS_BLOCK, "logits were kept"
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
