@@ -36,7 +36,7 @@ def test_the_layers_matrices_decay_and_norms_embedding_and_head_do_not(optimizer
     assert [group["lr"] for group in made.param_groups] == [0.5 * 8e-3 / 2e-3 if optimizer == "muon" else 0.5, 0.5]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_muon_on_stacked_matrices_equals_pytorchs_muon_step_by_step(dtype):
     """The momentum is equal exactly. Weights differ by the rounding of bfloat16, in which PyTorch's Muon computes."""
     config = TrainConfig(optimizer="muon", peak_lr=0.01, muon_lr=0.01)

@@ -24,9 +24,7 @@ def budget(config: GPTConfig, tokens: int, tokens_per_step: int, speeds: Mapping
     parameters = count_parameters(config)
     costs = {"parameters": parameters, "tokens": tokens, "tokens per parameter": tokens / parameters}
     costs |= {"tokens per step": tokens_per_step, "steps": tokens // tokens_per_step}
-    for machine, speed in speeds.items():
-        costs[f"time on {machine}"] = format_duration(parameters * tokens / speed)
-    return costs
+    return costs | {f"time on {name}": format_duration(parameters * tokens / speed) for name, speed in speeds.items()}
 
 
 def machine_speeds(model_config: GPTConfig, config: TrainConfig) -> dict[str, float]:

@@ -41,20 +41,18 @@ def _style_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def add_legend(axes: Axes) -> None:
-    """Add a half-transparent legend, so that it hides no line."""
+def add_legend(axes: Axes) -> Figure:
+    """Add a half-transparent legend, so that it hides no line. Return the figure."""
     axes.legend(fontsize=11, edgecolor="none", framealpha=0.7)
+    return axes.figure
 
 
 def printable(texts: Sequence[str], family: str = "sans-serif") -> tuple[list[str], list[str]]:
-    """Return texts that a figure can show, and the font families they need: `family` and others for missing letters.
-
-    A letter that no installed font has is replaced by its code, such as \\u4ece.
-    """
+    """Return texts with codes (\\u4ece) for letters that no font has, and the font families needed, `family` first."""
     missing, families = set("".join(texts)), [family]
     default = findfont(FontProperties(family=[family]))
     for font in sorted(fontManager.ttflist, key=lambda font: font.fname != default):
-        has = {letter for letter in missing if get_font(font.fname).get_char_index(ord(letter))} if missing else set()
+        has = {letter for letter in missing if get_font(font.fname).get_char_index(ord(letter))}
         if has and not font.name.startswith("Last Resort"):  # this font only has boxes with codes
             families.append(font.name)
             missing -= has
@@ -67,14 +65,13 @@ def loss_curve(rows: Sequence[Row], vocab_size: int, by_tokens: bool = False) ->
     column, label = ("tokens", "tokens read") if by_tokens else ("step", "step")
     axes = new_axes(f"Loss by {label}", label, _LOSS)
     _draw_loss(axes, rows, vocab_size, column)
-    if by_tokens:
-        tokens = [max(1, step) * CHAPTER_RESULTS["tokens_per_step"] for step in _CHAPTER_STEPS]
-        axes.plot(tokens, _CHAPTER_LOSSES, "s--", markersize=4, color=GREEN, label="the chapter's run")
-        axes.set_xscale("log")
-        axes.figure.set_figheight(1.2 * _HEIGHT)  # the legend is below the axes, where there is room for it
-        axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=11)
-    else:
-        add_legend(axes)
+    if not by_tokens:
+        return add_legend(axes)
+    tokens = [max(1, step) * CHAPTER_RESULTS["tokens_per_step"] for step in _CHAPTER_STEPS]
+    axes.plot(tokens, _CHAPTER_LOSSES, "s--", markersize=4, color=GREEN, label="the chapter's run")
+    axes.set_xscale("log")
+    axes.figure.set_figheight(1.2 * _HEIGHT)  # the legend is below the axes, where there is room for it
+    axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=11)
     return axes.figure
 
 
@@ -100,8 +97,7 @@ def lr_curve(config: TrainConfig) -> Figure:
     _draw_rates(axes, config, until=config.total_steps)
     label = f"warm-up ends at step {config.warmup_steps:,}"
     axes.axvline(config.warmup_steps, color=GREY, linestyle=":", label=label)
-    add_legend(axes)
-    return axes.figure
+    return add_legend(axes)
 
 
 def failure_mode_curves(runs: Mapping[str, Sequence[Row]], vocab_size: int) -> Figure:
@@ -126,8 +122,7 @@ def compare_curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     for (name, points), colour, marker in zip(runs.items(), cycle((BLUE, ORANGE, GREEN)), cycle("os^")):
         axes.plot(*zip(*points, strict=True), f"{marker}-", markersize=4, color=colour, label=name)
     axes.set_xscale("log")
-    add_legend(axes)
-    return axes.figure
+    return add_legend(axes)
 
 
 def _draw_loss(axes: Axes, rows: Sequence[Row], vocab_size: int, x: str = "step") -> None:

@@ -19,10 +19,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(rows: Iterable[Row], vocab_size: int, train_config: TrainConfig | None = None) -> Diagnosis:
-    """Return the most serious pattern in the log rows of a run. Raises ValueError if there are no rows.
-
-    With the settings of the run, the advice does not repeat what the run already does.
-    """
+    """Return a run's most serious pattern, with advice that fits its settings. Raises ValueError without rows."""
     rows = list(rows)
     if not rows:
         raise ValueError("there are no rows to diagnose: train some steps first")

@@ -64,10 +64,7 @@ def read_samples(run_dir: str | Path, when: str = "") -> list[Row]:
 
 
 def save_samples(run_dir: str | Path, when: str, samples: Iterable[dict[str, Any]]) -> None:
-    """Save stories in samples.jsonl as those from `when` ("before" or "after" training), in place of older ones.
-
-    A row from after training has the step of final.pt.
-    """
+    """Replace the stories from `when` ("before" or "after" training) in samples.jsonl. "after" adds final.pt's step."""
     path, step = Path(run_dir) / "samples.jsonl", read_step(Path(run_dir) / "final.pt")
     made_by = {"step": step} if when == "after" and step else {}
     rows = [row for row in read_rows(path) if row.get("when") != when]
@@ -134,8 +131,7 @@ def running_mean(losses: Sequence[float]) -> list[float]:
 def compare_with_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the chapter's losses beside a run's train losses: at the same tokens, and at the same share of the run.
 
-    A loss of the run is a `running_mean`, or None if the run has not read so many tokens. Raises ValueError if there
-    are no rows.
+    A loss of the run is a `running_mean`, or None if it has not read so many tokens. Raises ValueError without rows.
     """
     if not log:
         raise ValueError("there are no rows to compare with the chapter: train some steps first")
@@ -156,8 +152,7 @@ def compare_with_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
 
 def bits_by_tokens(run_dir: str | Path) -> list[tuple[int, float]]:
     """Return (tokens read, bits per byte) at each evaluation, which can be compared between models and tokenizers."""
-    size = bytes_per_token(run_dir)
-    log = read_log(Path(run_dir) / "loss.jsonl")
+    size, log = bytes_per_token(run_dir), read_log(Path(run_dir) / "loss.jsonl")
     return [(row["tokens"], bits_per_byte(row["val_loss"], size)) for row in log if "val_loss" in row]
 
 

@@ -49,11 +49,8 @@ def top_next_tokens(
     top = own.argsort(descending=True, stable=True)[:count].tolist()
     if sampled is not None and sampled not in top:
         top.append(sampled)
-    rows = []
-    for token in top:
-        text = ("→ " if token == sampled else "") + quote(token_text(tokenizer, token))
-        rows.append((text, shaped[token].item(), own[token].item()))
-    return rows
+    texts = [("→ " if token == sampled else "") + quote(token_text(tokenizer, token)) for token in top]
+    return list(zip(texts, shaped[top].tolist(), own[top].tolist(), strict=True))
 
 
 @torch.inference_mode()

@@ -115,10 +115,6 @@ def write_report(summary: RunSummary) -> Path:
 
 def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows with the same keys as a Markdown table."""
-    lines = [
-        list(rows[0]),
-        ["---"] * len(rows[0]),
-        *([evaluation.format_value(value) for value in row.values()] for row in rows),
-    ]
+    lines = [rows[0], ["---"] * len(rows[0]), *(map(evaluation.format_value, row.values()) for row in rows)]
     cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from threading import Thread
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # `datasets` takes half a second to import, and only the Hub needs it
-    from datasets import Dataset, DatasetDict
+import datasets
+from datasets import Dataset, DatasetDict
 
 _STALL_SECONDS, _LOOK_SECONDS = 300, 5  # how long a download may write nothing, and how often this is checked
 _RETRY = 'try again, or choose a local file or "toyland"'
@@ -27,7 +26,7 @@ _CAUSES = (
 )
 
 
-def load_hub(name: str, wanted: str = "", revision: str | None = None) -> tuple["DatasetDict", str]:
+def load_hub(name: str, wanted: str = "", revision: str | None = None) -> tuple[DatasetDict, str]:
     """Download a dataset into the cache of `datasets`, or find it there. Return its splits and the name of a column.
 
     `wanted` is "COLUMN", "CONFIGURATION:COLUMN", "CONFIGURATION:" or "". The default column is "text". A word without a
@@ -64,17 +63,14 @@ def load_hub(name: str, wanted: str = "", revision: str | None = None) -> tuple[
     return splits, column
 
 
-def texts_of(dataset: "Dataset", column: str = "text") -> Iterator[str | None]:
+def texts_of(dataset: Dataset, column: str = "text") -> Iterator[str | None]:
     """Yield the texts of a memory-mapped dataset in order. Only one at a time is in memory."""
     for table in dataset.select_columns(column).with_format("arrow").iter(1_000):  # slices of the map, without copies
-        for text in table[column]:
-            yield text.as_py()
+        yield from (text.as_py() for text in table[column])
 
 
-def _download(name: str, config: str, revision: str | None) -> "DatasetDict":
+def _download(name: str, config: str, revision: str | None) -> DatasetDict:
     """Call `load_dataset` in a thread, so that Ctrl-C works at once and a stalled download is noticed."""
-    import datasets
-
     splits = Future()
     arguments, options = [name, config] if config else [name], {"revision": revision} if revision else {}
 
@@ -102,11 +98,9 @@ def _state_of_caches() -> set[tuple[str, int, int]]:
     state = set()
     for cache in (HF_DATASETS_CACHE, HF_HUB_CACHE, HF_XET_CACHE):
         for folder, _, names in os.walk(cache):
-            if os.path.basename(folder) == "logs":  # a stalled download may still log
-                continue
-            for path in (os.path.join(folder, name) for name in names):
+            for name in names if os.path.basename(folder) != "logs" else ():  # a stalled download may still log
                 with suppress(OSError):  # a temporary file may be gone by now
-                    stat = os.lstat(path)
+                    stat = os.lstat(path := os.path.join(folder, name))
                     state.add((path, stat.st_size, stat.st_mtime_ns))
     return state
 

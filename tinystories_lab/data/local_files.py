@@ -92,10 +92,9 @@ def _explain_errors(path: Path) -> Iterator[None]:
 
 
 def read_file(path: Path, one_story: bool, notes: list[str]) -> Iterator[str | None]:
-    """Yield the texts of a file, one at a time. A file without texts gives one None.
+    """Yield the texts of a file, one at a time, or one None without texts. Raises ValueError if it cannot be read.
 
-    A .txt file is `one_story`, or is split into stories; `notes` gets a line if the split is unclear. Raises ValueError
-    if the file cannot be read.
+    A .txt file is `one_story`, or is split into stories; `notes` gets a line if the split is unclear.
     """
     kind = type_of(path)
     texts = _read_txt(path, one_story, notes) if kind == ".txt" else _READERS[kind](path)
@@ -129,8 +128,7 @@ def _pieces(path: Path) -> Iterator[tuple[str, bool]]:
     with _open_file(path, "rt") as file:
         for line in file:
             *ends, rest = line.split(_MARKER)
-            for end in ends:
-                yield end, True
+            yield from ((end, True) for end in ends)
             yield rest, False
 
 

@@ -200,10 +200,8 @@ def _hub_parts(source: str, report: CleanReport) -> _Parts:
     groups, others = _choose_splits(kinds, report)
     for name in others:
         report.skip(f"split {name}", count=len(splits[name]))
-    return {
-        split if len(groups) > 1 else "": (
-            chain.from_iterable(texts_of(splits[name], column) for name in group),
-            sum(len(splits[name]) for name in group),
-        )
-        for split, group in groups.items()
-    }
+    parts: _Parts = {}
+    for split, names in groups.items():
+        rows = chain.from_iterable(texts_of(splits[name], column) for name in names)
+        parts[split if len(groups) > 1 else ""] = rows, sum(len(splits[name]) for name in names)
+    return parts

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,26 +93,21 @@ def _read_plot(title: str, plot: dict[str, Any], land: dict[str, Any]) -> _Plot:
     return _Plot(title, list(cast), draws, [_lines(text) for text in plot["story"].strip().split("\n\n")])
 
 
-def _used_blanks(title: str, rows: list[_Row], start: set[str]) -> set[str]:
+def _used_blanks(title: str, rows: list[_Row], start: set[str]) -> list[str]:
     """Return the blanks that a plot uses: those of its story, and those of the texts that fill them."""
     inner: dict[str, set[str]] = {}  # for each blank, the blanks in the texts that can fill it
     for row in rows:
         for name, text in row.items():
             inner.setdefault(name, set()).update(_BLANK.findall(text))
-    used: set[str] = set()
-
-    def visit(name: str, path: list[str]) -> None:
-        if name in path:  # filling these blanks would never end
-            circle = " -> ".join(f"{{{blank}}}" for blank in [*path[path.index(name) :], name])
-            raise ValueError(f"The plot '{title}' has blanks that refer to each other in a circle: {circle}.")
-        if name not in used:
-            used.add(name)
-            for blank in sorted(inner.get(name, ())):
-                visit(blank, [*path, name])
-
-    for name in sorted(start):
-        visit(name, [])
-    if unfilled := used - inner.keys():
+    used = sorted(start)
+    for name in used:  # the list grows in this loop
+        used += sorted(inner.get(name, set()).difference(used))
+    try:
+        TopologicalSorter({name: inner.get(name, ()) for name in used}).prepare()
+    except CycleError as error:  # filling these blanks would never end
+        circle = " -> ".join(f"{{{name}}}" for name in reversed(error.args[1]))
+        raise ValueError(f"The plot '{title}' has blanks that refer to each other in a circle: {circle}.") from error
+    if unfilled := set(used) - inner.keys():
         raise ValueError(f"The plot '{title}' has blanks that nothing fills: {', '.join(sorted(unfilled))}.")
     return used
 

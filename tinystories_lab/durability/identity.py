@@ -8,8 +8,6 @@ from tinystories_lab.checkpoint import read_unverified, run_identity
 from tinystories_lab.loader import BinInfo
 from tinystories_lab.run import Workspace, load_config
 
-_FINGERPRINTS = {"data": "sha256", "tokenizer": "tokenizer_sha256"}  # parts of an identity, in config.yaml's data
-
 
 def identity_of(run_dir: str | Path) -> dict[str, Any] | None:
     """Return what makes the run in a folder this run (see `run_identity`), or None if there is no run yet.
@@ -25,7 +23,8 @@ def identity_of(run_dir: str | Path) -> dict[str, Any] | None:
         config = load_config(run_dir)
     except (FileNotFoundError, ValueError):
         return None
-    fingerprints = {f"{name}_sha256": config["data"].get(key) for name, key in _FINGERPRINTS.items()}
+    data = config["data"]
+    fingerprints = {"data_sha256": data.get("sha256"), "tokenizer_sha256": data.get("tokenizer_sha256")}
     known = {name: value for name, value in fingerprints.items() if isinstance(value, str)}
     return run_identity({"model_config": config["model"], "train_config": config["train"]} | known)
 
@@ -35,7 +34,6 @@ def require_run_data(lab: Workspace) -> None:
     info, identity = BinInfo.load(lab.data_dir / "train.bin"), identity_of(lab.run_dir)
     if info and identity:
         here = {"data": info.sha256[:12], "tokenizer": info.tokenizer_sha256[:12]}
-        differing = [name for name, value in here.items() if identity.get(name, value) != value]
-        if differing:
+        if any(identity.get(name, value) != value for name, value in here.items()):
             found = f"{lab.run_dir} was trained on other data than {lab.data_dir} has ({info.source})"
             raise ValueError(f"{found}: name the run or the data that belong together (`--run`, `--data` in the shell)")

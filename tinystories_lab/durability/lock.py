@@ -21,9 +21,8 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
     with _folder_lock(Path(run_dir)) as is_mine:
         if not is_mine:
             where = "it may be another tab of the notebook, or a loop over the run's rows that was never closed"
-            raise BlockingIOError(
-                f"another session is training in {run_dir}: stop it first ({where}), or use another run name"
-            )
+            advice = f"stop it first ({where}), or use another run name"
+            raise BlockingIOError(f"another session is training in {run_dir}: {advice}")
         yield
 
 

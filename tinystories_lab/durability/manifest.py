@@ -43,9 +43,8 @@ def record(target: Path, entry: dict[str, Any]) -> None:
 def is_recorded(source: Path, target: Path) -> bool:
     """Return whether `target` exists and the manifest beside it says that it is a copy of the current `source`."""
     entry = read_manifest(target.parent).get(target.name, {})
-    if not target.exists() or target.stat().st_size != entry.get("size"):
-        return False
-    return cached_sha256_of(source) == entry.get("sha256")
+    has_its_size = target.exists() and target.stat().st_size == entry.get("size")
+    return has_its_size and cached_sha256_of(source) == entry.get("sha256")
 
 
 def copy_in_place(source: IO[bytes], target: Path) -> dict[str, Any]:

@@ -11,13 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tinystories_lab.checkpoint import (
-    is_disk_failure,
-    latest_checkpoint,
-    read_step,
-    require_same_run,
-    run_checkpoints,
-)
+from tinystories_lab.checkpoint import is_disk_failure, latest_checkpoint, read_step, require_same_run, run_checkpoints
 from tinystories_lab.durability.identity import identity_of
 from tinystories_lab.durability.lock import data_lock
 from tinystories_lab.durability.manifest import (

@@ -14,12 +14,11 @@ class Shutdown:
     """A stop that a signal may request. `train` calls `requested` once per step."""
 
     def __init__(self) -> None:
-        self._received: list[int] = []
-        self._deferring = False
+        self._received, self._deferring = 0, False  # the number of the first deferred signal; whether to defer
 
     def requested(self) -> bool:
         """Return whether a signal has arrived while signals were deferred."""
-        return bool(self._received)
+        return self._received != 0
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -32,7 +31,7 @@ class Shutdown:
 
     def _handle(self, number: int, frame: Any) -> None:
         if self._deferring and not self._received:
-            self._received.append(number)
+            self._received = number
         else:
             _raise(number)
 
@@ -49,20 +48,19 @@ def graceful_shutdown() -> Iterator[Shutdown]:
     are handled outside of Python, do not change. Only the main thread gets signals, so nothing changes in others.
     """
     shutdown = Shutdown()
-    handle = shutdown._handle
     handlers = {number: signal.getsignal(number) for number in (_SIGNALS if _in_main_thread() else ())}
     previous = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
     try:
         for number in previous:
-            signal.signal(number, handle)
+            signal.signal(number, shutdown._handle)
         yield shutdown
     finally:
         # Another thread may close a generator, but it cannot set handlers. Then ours stay, and still raise exceptions.
         for number, old in previous.items():
-            if _in_main_thread() and signal.getsignal(number) == handle:
+            if _in_main_thread() and signal.getsignal(number) == shutdown._handle:
                 signal.signal(number, old)
         if shutdown.requested():
-            _raise(shutdown._received[0])
+            _raise(shutdown._received)
 
 
 def _in_main_thread() -> bool:

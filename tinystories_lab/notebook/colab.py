@@ -26,9 +26,8 @@ def open_workspace(preset: str = "auto", source: str = "auto", run: str = "auto"
     saved, and "auto" in later notebooks means that source. Raises the ValueError of `plan_workspace`, and OSError if
     Drive does not answer.
     """
-    root, mirror_root = _workspace_root(), None
-    if use_drive and _on_colab() and _mount_drive():
-        mirror_root = _DRIVE / "MyDrive" / "tinystories_lab"
+    root = _workspace_root()
+    mirror_root = _DRIVE / "MyDrive" / "tinystories_lab" if use_drive and _on_colab() and _mount_drive() else None
     saved = root / "data" / "source.txt"
     with _explain_drive_errors():
         chosen = _saved_source(saved, mirror_root) if source == "auto" else source
@@ -114,10 +113,7 @@ def _is_mounted() -> bool:
 
 
 def _saved_source(saved: Path, mirror_root: Path | None) -> str:
-    """Return the source that was chosen last on this machine. On a new machine, it is that of the newest run on Drive.
-
-    Return "auto" if there is no such run, or if its source is a built-in one.
-    """
+    """Return the last source on this machine, else that of Drive's newest run unless it is built in, else "auto"."""
     if saved.is_file():
         return saved.read_text(encoding="utf-8")
     configs = []

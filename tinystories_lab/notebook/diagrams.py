@@ -25,10 +25,7 @@ _LETTER = 0.105  # width in inches of a letter at 12 points, spacing included
 
 
 def pipeline(stage: int) -> Figure:
-    """Draw the five notebooks and the files that each of them writes. Notebook `stage` (1 to 5) is highlighted.
-
-    Raises ValueError for another stage.
-    """
+    """Draw the five notebooks with the files they write. `stage` is highlighted; raises ValueError if not 1 to 5."""
     if not 1 <= stage <= len(_NOTEBOOKS):
         raise ValueError(f"stage is {stage}; it must be from 1 to {len(_NOTEBOOKS)}")
     pitch = 0.62

@@ -18,8 +18,7 @@ def histogram(values: Sequence[int], title: str, x_label: str, mark: float, mark
     width = max(1, round((max(values) - min(values)) / 40))
     axes.hist(values, bins=range(min(values), max(values) + width + 1, width), color=BLUE)
     axes.axvline(mark, color=ORANGE, linestyle="--", label=mark_label)
-    add_legend(axes)
-    return axes.figure
+    return add_legend(axes)
 
 
 def points(values: Mapping[float, float], title: str, x_label: str, y_label: str) -> Figure:
@@ -36,10 +35,7 @@ def points(values: Mapping[float, float], title: str, x_label: str, y_label: str
 
 
 def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
-    """Draw how much of a text its most frequent words cover, and mark how many of them cover `share` of it.
-
-    `counts` has one number for each different word: how often it occurs.
-    """
+    """Draw how much of a text its most frequent words cover, and mark `share`. `counts`: how often each word occurs."""
     total, title = sum(counts), "How many words make up the text?"
     if not total:  # a corpus of nothing but punctuation
         return new_axes(f"{title} It has no words.", "most frequent words", "share of the text (%)").figure
@@ -51,8 +47,7 @@ def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
     axes.plot(needed, covered[needed - 1], "o", color=ORANGE, label=f"{needed:,} words: {share:.0%} of the text")
     axes.set(xscale="log", xlim=(1, None), ylim=(0, 103))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    add_legend(axes)
-    return axes.figure
+    return add_legend(axes)
 
 
 def probabilities_at_temperatures(rows_at: Mapping[float, Sequence[tuple[str, float, float]]]) -> Figure:
@@ -69,8 +64,7 @@ def probabilities_at_temperatures(rows_at: Mapping[float, Sequence[tuple[str, fl
     labels = [label if len(label) <= _MAX_LABEL else label[: _MAX_LABEL - 1] + "…" for label in labels]
     axes.set_yticks(range(len(labels)), labels, family=families, parse_math=False)
     axes.invert_yaxis()
-    add_legend(axes)
-    return axes.figure
+    return add_legend(axes)
 
 
 def diversity_and_validity(metrics: Mapping[float, Mapping[str, float]], real: Mapping[str, float]) -> Figure:
@@ -82,5 +76,4 @@ def diversity_and_validity(metrics: Mapping[float, Mapping[str, float]], real: M
         axes.axhline(real[key], color=colour, linestyle="--", linewidth=1)
     axes.plot([], [], color=GREY, linestyle="--", linewidth=1, label="real stories")
     axes.set_xticks(list(metrics))
-    add_legend(axes)
-    return axes.figure
+    return add_legend(axes)

@@ -30,8 +30,7 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  
 class LiveRun:
     """An iterable over the rows of a run. One display shows the state of the run and is redrawn every few seconds.
 
-    The display reads the files in `run_dir`, so its curves include earlier sessions. If the loop is left early, `rows`
-    is closed, which saves the run.
+    Its curves include earlier sessions in `run_dir`. If the loop is left early, `rows` is closed, which saves the run.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ whole story at once.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -79,10 +80,7 @@ def _stream_story(
 
 
 def _story_html(tokenizer: Tokenizer, story: _Story, chosen: int = 0) -> str:
-    """Return the text of a growing story, or the coloured tokens of an ended story.
-
-    Generated token number `chosen`, counted from 1, has a frame.
-    """
+    """Return a growing story's text, or an ended one's coloured tokens with a frame around number `chosen` (from 1)."""
     if not story.ended:
         return prose(story.prompt + decode_continuation(tokenizer, story.ids, story.start) + " ...").data
     texts = [token_text(tokenizer, token) for token in story.ids]
@@ -90,10 +88,7 @@ def _story_html(tokenizer: Tokenizer, story: _Story, chosen: int = 0) -> str:
 
 
 def _probabilities_html(model: GPTMini, tokenizer: Tokenizer, story: _Story, chosen: int = 0, **settings: Any) -> str:
-    """Return bars for the tokens that were likely in place of generated token number `chosen`.
-
-    An arrow marks the token that was drawn. If `chosen` is 0, the bars are for the token after the prompt.
-    """
+    """Return bars for the likely tokens in place of generated token `chosen` (from 1), or after the prompt (0)."""
     before = story.ids[: story.start + max(0, chosen - 1)]
     drawn = story.ids[len(before)] if chosen else None
     rows = top_next_tokens(model, tokenizer, before, sampled=drawn, **settings)
@@ -174,29 +169,25 @@ def story_playground(model: GPTMini, tokenizer: Tokenizer, prompts: Sequence[str
         story, settings_used = _new_story(tokenizer, prompt.value), ""
         end_story(reason="Not generated yet: press Generate.")
 
-    def guarded(callback: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Return a callback that shows its errors in the widget."""
-
-        def call(change: Any = None) -> None:
-            try:
-                callback(change)
-            except Exception as error:
-                generate.disabled, stop.disabled = False, True
-                status.value = prose(str(error).partition("\n")[0] or type(error).__name__).data
-
-        return call
+    def guarded(callback: Callable[[Any], None], change: Any = None) -> None:
+        """Call a callback, and show its error in the widget."""
+        try:
+            callback(change)
+        except Exception as error:
+            generate.disabled, stop.disabled = False, True
+            status.value = prose(str(error).partition("\n")[0] or type(error).__name__).data
 
     for control in (temperature, top_k, top_p):
-        control.observe(guarded(show_probabilities), "value")
-    chosen.observe(guarded(show), "value")
-    prompt.observe(guarded(new_prompt), "value")
-    echo.observe(guarded(generate_more), "value")
-    generate.on_click(guarded(start))
-    stop.on_click(guarded(end_story))
+        control.observe(partial(guarded, show_probabilities), "value")
+    chosen.observe(partial(guarded, show), "value")
+    prompt.observe(partial(guarded, new_prompt), "value")
+    echo.observe(partial(guarded, generate_more), "value")
+    generate.on_click(partial(guarded, start))
+    stop.on_click(partial(guarded, end_story))
     shown = {"generate": generate, "stop": stop, "status": status, "story": text, "probabilities": probabilities}
     for name, part in (controls | shown).items():
         part.add_class(f"playground-{name}")
-    guarded(start)()
+    guarded(start)
     buttons = widgets.HBox([generate, stop])
     left = widgets.VBox([prompt, temperature, top_k, top_p, length, seed, buttons, status, text], layout=_COLUMN)
     right = widgets.VBox([chosen, probabilities], layout=_COLUMN)

@@ -64,10 +64,9 @@ def budget_sliders(model: GPTConfig, tokens: int, train: TrainConfig, speeds: Ma
 
 
 def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str = "me") -> widgets.VBox:
-    """Return a form that shows one story of a `blind_deck` at a time, with a slider per question and a Next button.
+    """Return a form with one unrated story of a `blind_deck` at a time, a slider per question and a Next button.
 
     Next saves the marks in `path` at once. After the last story, the form shows who wrote each story, and the averages.
-    Stories that this rater has rated before are skipped.
     """
     progress, story, status = widgets.HTML(), widgets.HTML(), widgets.HTML()
     marks = [_NO_MARK, *map(str, range(MAX_RATING + 1))]
