@@ -118,7 +118,7 @@ EDGES = {
     "beta2": (0.0, 0.99999),
     "eps": (1e-15, 1.0),
     "grad_clip": (1e-6, 1e6),
-    "optimizer": ("adamw", "muon"),
+    "optimizer": ("adamw", "muon", "normuon"),
     "muon_lr": (1e-9, 10.0),
     "seq_len_start": (None, 1),
     "seq_len_warmup_fraction": (1e-6, 1.0),

@@ -36,7 +36,9 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"grad_accum_steps": 2}, {"optimizer": "adamw"}, {"seq_len_start": None}], ids=str
+    "changes",
+    [{}, {"grad_accum_steps": 2}, {"optimizer": "adamw"}, {"optimizer": "normuon"}, {"seq_len_start": None}],
+    ids=str,
 )
 def test_a_run_whose_steps_are_graphs_equals_one_without_graphs(run, tmp_path, graphs, changes):
     list(run(tmp_path / "graphs", **GROWING | changes))

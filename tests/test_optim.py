@@ -19,7 +19,7 @@ def grouped(optimizer, model):
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "normuon"])
 def test_the_layers_matrices_decay_and_norms_embedding_and_head_do_not(optimizer, tie_embeddings):
     model = new_model(GPTConfig(300, 2, 2, 32, 16, tie_embeddings=tie_embeddings))
     config = TrainConfig(
@@ -33,7 +33,7 @@ def test_the_layers_matrices_decay_and_norms_embedding_and_head_do_not(optimizer
     for group in (matrices, others) if optimizer == "adamw" else (others,):
         assert group["betas"] == (0.8, 0.9) and group["eps"] == 1e-7
     set_lr(made, 0.5)
-    assert [group["lr"] for group in made.param_groups] == [0.5 * 8e-3 / 2e-3 if optimizer == "muon" else 0.5, 0.5]
+    assert [group["lr"] for group in made.param_groups] == [0.5 * 8e-3 / 2e-3 if optimizer != "adamw" else 0.5, 0.5]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -78,9 +78,29 @@ def test_muon_gives_each_matrix_an_update_of_the_size_of_adamws_whatever_its_sha
         assert expected[0] < size < expected[1], name
 
 
-def test_muon_with_adamw_continues_from_its_saved_state_as_if_it_had_not_stopped():
+def test_normuon_moves_each_row_of_a_matrix_as_far_as_the_others_and_the_matrix_as_far_as_muon():
+    def moves(name):
+        model = new_model(GPTConfig(300, 1, 2, 32, 16))
+        optimizer = make_optimizer(model, TrainConfig(optimizer=name, peak_lr=1e-2, muon_lr=1e-2, weight_decay=0))
+        set_lr(optimizer, 1e-2)
+        weight, random = model.blocks[0].attention.qkv.weight, torch.Generator().manual_seed(0)
+        before, scale = weight.detach().clone(), torch.logspace(-3, 0, len(weight))[:, None]
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=random)
+        weight.grad *= scale  # some neurons have gradients a thousand times as large as others
+        optimizer.step()
+        return weight.detach() - before
+
+    muon, normuon = (moves(name) for name in ("muon", "normuon"))
+    assert normuon.norm().item() == pytest.approx(muon.norm().item(), rel=1e-3)
+    assert muon.norm(dim=1).max() > 3 * muon.norm(dim=1).min(), "otherwise there is nothing to balance"
+    assert normuon.norm(dim=1).max().item() == pytest.approx(normuon.norm(dim=1).min().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_muon_with_adamw_continues_from_its_saved_state_as_if_it_had_not_stopped(name):
     def trained(stop):
-        model, config = new_model(GPTConfig(300, 1, 2, 32, 16)), TrainConfig(optimizer="muon")
+        model, config = new_model(GPTConfig(300, 1, 2, 32, 16)), TrainConfig(optimizer=name)
         optimizer = make_optimizer(model, config)
         for step in range(5):
             if step == stop:

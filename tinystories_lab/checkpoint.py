@@ -1,7 +1,6 @@
 """Checkpoints: everything that a run needs to continue, in one file that is written whole and verified when read."""
 
 import errno
-import math
 import pickle
 import warnings
 import zipfile
@@ -23,9 +22,8 @@ from tinystories_lab.files import atomic_write, read_log
 from tinystories_lab.model import GPTConfig, GPTMini, new_model
 
 MODEL_KEYS = {"step", "model", "model_config", "tokenizer_sha256"}
-RESUME_KEYS = MODEL_KEYS | {"optimizer", "scaler", "torch_rng", "train_config", "data_sha256", "saved_at"}
-RESUME_KEYS |= {"seconds", "skipped_updates", "row"}
 FINAL_KEYS = MODEL_KEYS | {"train_config", "data_sha256"}  # of final.pt and best.pt; the last two since version 2.0
+RESUME_KEYS = FINAL_KEYS | {"optimizer", "scaler", "torch_rng", "saved_at", "seconds", "skipped_updates", "row"}
 _KEPT_STEP_CHECKPOINTS = 2
 # A disk that answers with one of these has failed. Its files are neither missing nor damaged.
 _DISK_ERRORS = {errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
@@ -112,31 +110,26 @@ def _find_not_finite(checkpoint: dict[str, Any]) -> str | None:
     tensors = {} | checkpoint["model"]
     for i, state in checkpoint.get("optimizer", {"state": {}})["state"].items():
         tensors |= {f"{key} of weight {i} in the optimizer": value for key, value in state.items()}
-    for name, tensor in tensors.items():
-        if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # six times as fast as checking each value
-            return name
-    return None
+    # To check the smallest and the largest value is six times as fast as to check each one.
+    broken = (name for name, tensor in tensors.items() if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+    return next(broken, None)
 
 
 def run_checkpoints(run_dir: str | Path) -> list[Path]:
     """Return the paths that a run may resume from: last.pt, then each step_NNNNN.pt, newest first."""
-    return [Path(run_dir) / "last.pt", *_step_checkpoints(run_dir)]
-
-
-def _step_checkpoints(run_dir: str | Path) -> list[Path]:
     numbered = [path for path in Path(run_dir).glob("step_*.pt") if path.stem.removeprefix("step_").isdecimal()]
-    return sorted(numbered, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+    numbered.sort(key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+    return [Path(run_dir) / "last.pt", *numbered]
 
 
 def latest_checkpoint(candidates: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
     """Return path and content of the valid candidate with the highest step, or None if no file exists.
 
     Candidates are verified from the highest step down, with a warning for each that fails. Raises ValueError if files
-    exist but all of them fail: to start again from nothing would hide that. Raises OSError if the disk fails: the
-    newest checkpoint may be there.
+    exist but all fail (a new start would hide that), and OSError if the disk fails (the newest may be there).
     """
     steps = {path: step for path in candidates if (step := read_step(path)) is not None}
-    for path in sorted(steps, key=lambda path: steps[path] if steps[path] >= 0 else math.inf, reverse=True):
+    for path in sorted(steps, key=lambda path: (steps[path] < 0, steps[path]), reverse=True):
         try:
             return path, load_checkpoint(path)
         except (FileNotFoundError, ValueError) as error:
@@ -149,8 +142,7 @@ def latest_checkpoint(candidates: Iterable[Path]) -> tuple[Path, dict[str, Any]]
 
 def read_step(path: str | Path) -> int | None:
     """Return the step of a checkpoint without reading its tensors; None if there is no file, -1 if it is damaged."""
-    content = read_unverified(path)
-    if content is None:
+    if (content := read_unverified(path)) is None:
         return None
     return content["step"] if isinstance(content.get("step"), int) else -1
 
@@ -171,15 +163,11 @@ def read_unverified(path: str | Path) -> dict[str, Any] | None:
 
 
 def run_identity(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes a run this run and no other: the settings that must not change, its tokenizer and its data.
-
-    `checkpoint` has at least model_config, and perhaps train_config, tokenizer_sha256 and data_sha256.
-    """
+    """Return what identifies a run: fixed settings, tokenizer and data. `checkpoint` has at least model_config."""
     identity = asdict(GPTConfig.from_dict(checkpoint["model_config"]))
     if checkpoint.get("train_config"):
         identity |= asdict(TrainConfig.from_dict(checkpoint["train_config"]))
-    for name in ("tokenizer", "data"):
-        identity[name] = checkpoint.get(f"{name}_sha256", "")[:12]
+    identity |= {name: checkpoint.get(f"{name}_sha256", "")[:12] for name in ("tokenizer", "data")}
     return {name: value for name, value in identity.items() if value != "" and name not in RESUMABLE_CHANGES}
 
 
@@ -193,14 +181,11 @@ def require_same_run(there: Mapping[str, Any], here: Mapping[str, Any], where: s
 
 def check_final(run_dir: str | Path) -> None:
     """Raise ValueError if final.pt is older than the run's log or checkpoints: it is the model of an earlier end."""
-    run_dir = Path(run_dir)
-    final = read_step(run_dir / "final.pt")
-    steps = [step for path in run_checkpoints(run_dir) if (step := read_step(path)) is not None]
-    steps += [row["step"] for row in read_log(run_dir / "loss.jsonl")[-1:]]
-    if final is not None and max(steps, default=0) > final >= 0:
-        found = (
-            f"{run_dir / 'final.pt'} has the model of step {final:,}, but the run has gone on to step {max(steps):,}"
-        )
+    path = Path(run_dir) / "final.pt"
+    final, steps = read_step(path), [read_step(other) or 0 for other in run_checkpoints(run_dir)]
+    newest = max([*steps, *(row["step"] for row in read_log(path.with_name("loss.jsonl")))])
+    if final is not None and newest > final >= 0:
+        found = f"{path} has the model of step {final:,}, but the run has gone on to step {newest:,}"
         raise ValueError(f"{found}: run 03_train (or `train` in the shell) to its end")
 
 
@@ -239,10 +224,7 @@ class CheckpointWriter:
         self._pending: tuple[str, Future] | None = None
 
     def save(self, name: str, checkpoint: dict[str, Any], is_best: bool = False) -> None:
-        """Write a checkpoint to a file with this name in the run folder, after the previous save has finished.
-
-        If it `is_best`, also write its model to best.pt.
-        """
+        """Write a checkpoint after the previous save has finished. If it `is_best`, also write its model to best.pt."""
         self.wait()
         if rank() != 0:
             return
@@ -264,12 +246,11 @@ class CheckpointWriter:
     def finish(self, checkpoint: dict[str, Any]) -> None:
         """Write final.pt if it is missing, damaged or of an earlier step. Raises OSError if the disk refuses it."""
         self.wait()
-        if rank() != 0:
-            return
+        path = self.run_dir / "final.pt"
         with suppress(FileNotFoundError, ValueError):
-            if load_checkpoint(self.run_dir / "final.pt", MODEL_KEYS)["step"] == checkpoint["step"]:
+            if rank() != 0 or load_checkpoint(path, MODEL_KEYS)["step"] == checkpoint["step"]:
                 return
-        save_checkpoint(self.run_dir / "final.pt", checkpoint)
+        save_checkpoint(path, checkpoint)
 
     def _write(self, name: str, checkpoint: dict[str, Any], is_best: bool) -> None:
         save_checkpoint(self.run_dir / name, checkpoint)
@@ -279,7 +260,7 @@ class CheckpointWriter:
             self.saved_step = checkpoint["step"]
             self._after_save()
         elif name != "final.pt":
-            for old in _step_checkpoints(self.run_dir)[_KEPT_STEP_CHECKPOINTS:]:
+            for old in run_checkpoints(self.run_dir)[1 + _KEPT_STEP_CHECKPOINTS :]:  # last.pt is the first
                 old.unlink(missing_ok=True)
 
     def _warn(self, name: str, error: BaseException) -> None:

@@ -76,8 +76,8 @@ class TrainConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     grad_clip: float = 1.0  # largest norm of the gradient
-    optimizer: str = "adamw"  # or "muon": Muon for the layers' matrices, AdamW for everything else
-    muon_lr: float = 0.01  # Muon's peak learning rate
+    optimizer: str = "adamw"  # or for the layers' matrices "muon" or "normuon", and AdamW for everything else
+    muon_lr: float = 0.01  # peak learning rate of Muon or NorMuon
     seq_len_start: int | None = None  # starting sequence length: it doubles in warm-up; tokens per step stay constant
     seq_len_warmup_fraction: float = 0.6  # fraction of the run after which sequences have their full length
     sampling: str = "random"  # draws windows with replacement; "shuffle" reads each window once per epoch
@@ -91,7 +91,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
-        for name, choices in (("optimizer", ("adamw", "muon")), ("sampling", ("random", "shuffle"))):
+        for name, choices in (("optimizer", ("adamw", "muon", "normuon")), ("sampling", ("random", "shuffle"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         if self.warmup_steps >= self.total_steps:

@@ -5,26 +5,20 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any
 
 Row = dict[str, Any]
-_LOG_FIELDS = {"step": int, "tokens": int, "skipped_updates": int} | dict.fromkeys(
-    ("train_loss", "lr", "grad_norm", "tokens_per_second", "seconds", "eta_seconds"), float
-)
+_LOG_FIELDS = dict.fromkeys(("train_loss", "lr", "grad_norm", "tokens_per_second", "seconds", "eta_seconds"), float)
+_LOG_FIELDS |= dict.fromkeys(("step", "tokens", "skipped_updates"), int)
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a new file for writing, which replaces `path` only if the block succeeds.
-
-    The block writes to `<path>.partial`. Then this file is synced to disk and renamed. If the block raises, the partial
-    file is deleted, and `path` keeps its old content. Text modes write UTF-8.
-    """
+    """Open `<path>.partial`, which is synced to disk and replaces `path` only if the block succeeds. Text is UTF-8."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -48,30 +42,22 @@ def aside(path: Path) -> Path:
 def append_row(path: str | Path, row: Row) -> None:
     """Append one row to a JSON lines file. If a crash cut off the last line, the row starts a new one."""
     with open(path, "a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
+        file.seek(max(0, file.tell() - 1))
+        line_break = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(line_break + json.dumps(row).encode() + b"\n")
 
 
-def read_rows(path: str | Path, needed: Mapping[str, type] = MappingProxyType({})) -> list[Row]:
-    """Return all rows of a JSON lines file; none if there is no file.
-
-    A line that is not a JSON object, or that lacks a `needed` key with a value of its type, is skipped with a warning.
-    """
+def read_rows(path: str | Path, needed: Mapping[str, type] = {}) -> list[Row]:
+    """Return a file's JSON lines, if it exists. Skip those without `needed` keys of these types, with a warning."""
     path, rows = Path(path), []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
+        with suppress(ValueError, RecursionError):  # not JSON, a number of thousands of digits, thousands of brackets
             row = json.loads(line)
-        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or thousands of brackets
-            row = None
-        if isinstance(row, dict) and all(_is_a(row.get(key), kind) for key, kind in needed.items()):
-            rows.append(row)
-        else:
+            if isinstance(row, dict) and all(_is_a(row.get(key), kind) for key, kind in needed.items()):
+                rows.append(row)
+                continue
+        if line.strip():
             warnings.warn(f"{path}, line {number}: not a row of this file, skipped", stacklevel=2)
     return rows
 

@@ -52,8 +52,7 @@ class BinInfo:
 def open_tokens(path: str | Path) -> np.ndarray:
     """Return the uint16 ids of a token file, memory-mapped if possible.
 
-    Raises FileNotFoundError if there is none, and ValueError if it is empty or odd, or contradicts its sidecar, whose
-    SHA-256 is compared once per session and again after each change of the file.
+    Raises FileNotFoundError if there is none, and ValueError if it is empty, odd, or contradicts its sidecar (SHA-256).
     """
     path, info = Path(path), BinInfo.load(path)
     if not path.is_file():
@@ -78,10 +77,9 @@ def open_tokens(path: str | Path) -> np.ndarray:
 class BinLoader:
     """Batches of windows from a token file of uint16 ids, on `device`.
 
-    `sampling="random"` draws windows at any position with replacement, as the chapter does. `"shuffle"` cuts the file
-    into adjacent windows and reads each once per epoch, in an order given by (seed, epoch). A GPU keeps the whole file
-    if that takes less than an eighth of its free memory. Raises FileNotFoundError if there is no file, and ValueError
-    if it is damaged, shorter than one window, or contradicts its sidecar, `tokenizer_sha256` or `vocab_size`.
+    `sampling="random"` draws windows anywhere with replacement, as the chapter does. `"shuffle"` cuts the file into
+    adjacent windows and reads each once per epoch, in an order given by (seed, epoch). Raises FileNotFoundError without
+    a file, and ValueError if it is damaged, shorter than a window, or contradicts its sidecar or another argument.
     """
 
     def __init__(
@@ -101,8 +99,13 @@ class BinLoader:
             raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}; both must be at least 1")
         self.path, self.batch_size, self.seq_len = Path(path), batch_size, seq_len
         self.seed, self.sampling = seed, sampling
-        self.tokens = open_tokens(self.path)
-        self.info = _check_sidecar(self.path, vocab_size, tokenizer_sha256)
+        self.tokens, self.info = open_tokens(path), BinInfo.load(path)
+        if self.info and vocab_size is not None and self.info.vocab_size > vocab_size:
+            found = f"a vocabulary of {self.info.vocab_size:,} tokens, but the model has {vocab_size:,}"
+            raise ValueError(f"{path} was written with {found}: {_WRITE_AGAIN}")
+        if self.info and tokenizer_sha256 not in (None, self.info.tokenizer_sha256):
+            found = "another tokenizer than the tokenizer.json beside it"
+            raise ValueError(f"{path} was written with {found}: {_WRITE_AGAIN}")
         if len(self.tokens) < seq_len + 1:
             needed = f"a window of seq_len {seq_len} needs {seq_len + 1}"
             raise ValueError(f"{path} has {len(self.tokens)} tokens; {needed}: use more stories, or a smaller seq_len")
@@ -144,18 +147,6 @@ class BinLoader:
 
     def _shuffle(self, epoch: int, windows: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(windows)
-
-
-def _check_sidecar(path: Path, vocab_size: int | None, tokenizer_sha256: str | None) -> BinInfo | None:
-    """Return the sidecar of a token file, or None. Raises ValueError if it contradicts the model or the tokenizer."""
-    info = BinInfo.load(path)
-    if info and vocab_size is not None and info.vocab_size > vocab_size:
-        found = f"with a vocabulary of {info.vocab_size:,} tokens, but the model has {vocab_size:,}"
-    elif info and tokenizer_sha256 not in (None, info.tokenizer_sha256):
-        found = "with another tokenizer than the tokenizer.json beside it"
-    else:
-        return info
-    raise ValueError(f"{path} was written {found}: {_WRITE_AGAIN}")
 
 
 def _fits_on_gpu(device: torch.device, size: int) -> bool:

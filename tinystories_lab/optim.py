@@ -1,15 +1,18 @@
-"""The optimizer: AdamW with two parameter groups, or Muon for the layers' matrices and AdamW for all else."""
+"""The optimizer: AdamW with two parameter groups, or Muon or NorMuon for the layers' matrices, AdamW for all else."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.linalg import matrix_norm
 
 from tinystories_lab.config import TrainConfig
 from tinystories_lab.device import has_cuda_graphs
 from tinystories_lab.model import GPTMini
 
+_ROW_MOMENTUM = 0.95  # of NorMuon
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of K. Jordan, https://kellerjordan.github.io/posts/muon/
 
 
@@ -19,7 +22,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     These are five Newton-Schulz iterations, computed in `dtype`.
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    norms = torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
+    norms = matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
     x = (matrices.mT if is_tall else matrices).div(norms).to(dtype)
     a, b, c = _NEWTON_SCHULZ
     for _ in range(5):
@@ -32,12 +35,13 @@ class _Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024), with updates scaled so that AdamW's learning rates suit matrices of any shape.
 
     It equals `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` and has the same state. But matrices of one shape are
-    stacked: 2,365 GPU kernels per step of the chapter's model, each with its launch, become 80.
+    stacked, so that few GPU kernels update them all. If it `balances_rows`, it is NorMuon (Li et al. 2025,
+    arXiv:2510.05491): over some steps, each row of a matrix, which is one neuron, moves as far as the others.
     """
 
-    def __init__(self, groups: list[dict], dtype: torch.dtype, momentum: float = 0.95) -> None:
+    def __init__(self, groups: list[dict], dtype: torch.dtype, balances_rows: bool, momentum: float = 0.95) -> None:
         super().__init__(groups, {"momentum": momentum})
-        self._dtype = dtype
+        self._dtype, self._balances_rows = dtype, balances_rows
 
     @torch.no_grad()
     def step(self) -> None:
@@ -46,17 +50,27 @@ class _Muon(torch.optim.Optimizer):
             for matrix in group["params"]:
                 stacks.setdefault(matrix.shape, []).append(matrix)
             for shape, matrices in stacks.items():
-                for matrix in matrices:
-                    if not self.state[matrix]:
-                        self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
                 gradients = [matrix.grad for matrix in matrices]
-                means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+                means = self._buffers("momentum_buffer", gradients, matrices)
                 torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
                 updates = torch.stack(torch._foreach_lerp(gradients, means, group["momentum"]))  # Nesterov's momentum
+                updates = orthogonalize(updates, self._dtype).float()
+                if self._balances_rows:
+                    squares = updates.square().mean(-1, keepdim=True).unbind()
+                    means = self._buffers("row_squares", squares, matrices)
+                    torch._foreach_lerp_(means, squares, 1 - _ROW_MOMENTUM)
+                    balanced = updates / (torch.stack(means).sqrt() + 1e-8)
+                    updates = balanced * (matrix_norm(updates, keepdim=True) / matrix_norm(balanced, keepdim=True))
                 size = 0.2 * math.sqrt(max(shape)) * group["lr"]  # an entry of AdamW's updates is about 0.2 lr
-                updates = orthogonalize(updates, self._dtype) * size
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_sub_(matrices, updates.unbind())
+                torch._foreach_sub_(matrices, (updates * size).unbind())
+
+    def _buffers(self, name: str, shaped_like: Sequence[Tensor], matrices: list[Tensor]) -> list[Tensor]:
+        """Return the running means of this name, one for each matrix. At first, they are zeros."""
+        for matrix, value in zip(matrices, shaped_like, strict=True):
+            if name not in self.state[matrix]:
+                self.state[matrix][name] = torch.zeros_like(value)
+        return [self.state[matrix][name] for matrix in matrices]
 
 
 class _MuonWithAdamW(torch.optim.Optimizer):
@@ -85,14 +99,14 @@ def make_optimizer(model: GPTMini, config: TrainConfig, dtype: torch.dtype = tor
     decayed = {"params": matrices, "weight_decay": config.weight_decay}
     not_decayed = {"params": others, "weight_decay": 0.0}
     device = model.tok_emb.weight.device
-    capturable, betas = has_cuda_graphs(device), (config.beta1, config.beta2)
+    capturable, betas = has_cuda_graphs(device), (float(config.beta1), float(config.beta2))
     for group in (decayed, not_decayed):  # a CUDA graph reads the learning rate from the same memory at every step
         group["lr"] = torch.zeros((), device=device) if capturable else 0.0
     adamw = partial(torch.optim.AdamW, betas=betas, eps=config.eps, fused=True, capturable=capturable)
     if config.optimizer == "adamw":
         return adamw([decayed, not_decayed])
     decayed["lr_ratio"] = config.muon_lr / config.peak_lr
-    return _MuonWithAdamW(_Muon([decayed], dtype), adamw([not_decayed]))
+    return _MuonWithAdamW(_Muon([decayed], dtype, config.optimizer == "normuon"), adamw([not_decayed]))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -29,8 +29,7 @@ _BATCH_CHARACTERS = 2**20  # of text that all cores encode together: a larger co
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Return a byte-level BPE tokenizer trained on `texts`, with `vocab_size` tokens, or fewer if the corpus is small.
 
-    `<|endoftext|>` has id 0 and `<|pad|>` id 1. The vocabulary contains all 256 bytes, so any text can be encoded and
-    decoded. No space is added before the first word. Raises ValueError for an empty corpus, or as `check_vocab_size`.
+    `<|endoftext|>` has id 0 and `<|pad|>` id 1. Raises ValueError for an empty corpus, or as `check_vocab_size` does.
     """
     check_vocab_size(vocab_size)
     stories = iter(tqdm(texts, desc="train the tokenizer", unit=" stories"))
@@ -42,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes, so any text can be encoded
         show_progress=False,  # its bars are garbled in notebooks, unlike tqdm's
     )
     _train_in_thread(tokenizer, _pieces(chain([first], stories)), trainer)
@@ -74,10 +73,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
     """Yield texts, long ones in pieces: the library keeps 256 at a time. A piece ends before a space, as words do."""
     for text in texts:
         start = 0
-        while len(text) - start > _PIECE_CHARACTERS:
-            space = _SPACE_BETWEEN_WORDS.search(text, start + _PIECE_CHARACTERS)
-            if space is None:
-                break
+        while space := _SPACE_BETWEEN_WORDS.search(text, start + _PIECE_CHARACTERS):
             yield text[start : space.start()]
             start = space.start()
         yield text[start:]
@@ -90,8 +86,7 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read tokenizer.json. Raises FileNotFoundError if there is none and ValueError if it is damaged."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no tokenizer {path}: run 02_tokenizer (or `tokenizer` in the shell) first")
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -117,11 +112,8 @@ def eos_id(tokenizer: Tokenizer) -> int:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt. An empty prompt becomes the end-of-text token, after which every story starts.
-
-    Spaces at its end are removed. A space belongs to the token of the word that follows it, so a model has never seen a
-    word after a token that is only a space.
-    """
+    """Return the ids of a prompt without spaces at its end. An empty prompt becomes the end-of-text token."""
+    # A space belongs to the token of the next word, so a model has never seen a word after a token of only a space.
     return tokenizer.encode(prompt.rstrip(" ")).ids or [eos_id(tokenizer)]
 
 
@@ -179,18 +171,16 @@ def _encode_batches(stories: Iterable[str], tokenizer: Tokenizer) -> Iterator[tu
     """Yield each story with its ids, in order. The library encodes a batch on all cores."""
     # It needs 500 bytes per character of a text. Pieces have the same ids if words are tokenized one by one, as here.
     by_words = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel) and tokenizer.normalizer is None
-    batch, pieces, size = [], [], 0  # stories, each with the number of its pieces
-    for story in chain(stories, [None]):  # None ends the last batch
-        if story is not None:
-            parts = list(_pieces([story])) if by_words else [story]
-            batch.append((story, len(parts)))
-            pieces += parts
+    stories = iter(stories)
+    for story in stories:
+        batch, size = [story], len(story)
+        while size < _BATCH_CHARACTERS and (story := next(stories, None)) is not None:
+            batch.append(story)
             size += len(story)
-        if story is None or size >= _BATCH_CHARACTERS:
-            encodings = iter(tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
-            for text, count in batch:
-                yield text, [token_id for encoding in islice(encodings, count) for token_id in encoding.ids]
-            batch, pieces, size = [], [], 0
+        pieces = [list(_pieces([story])) if by_words else [story] for story in batch]
+        encodings = iter(tokenizer.encode_batch_fast([*chain(*pieces)], add_special_tokens=False))
+        for text, parts in zip(batch, pieces, strict=True):
+            yield text, [token_id for encoding in islice(encodings, len(parts)) for token_id in encoding.ids]
 
 
 def read_bin(path: str | Path, tokenizer: Tokenizer) -> Iterator[str]:

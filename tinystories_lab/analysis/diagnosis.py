@@ -25,7 +25,7 @@ def diagnose(rows: Iterable[Row], vocab_size: int, train_config: TrainConfig | N
         raise ValueError("there are no rows to diagnose: train some steps first")
     config, step, losses = train_config, rows[-1]["step"], [row["train_loss"] for row in rows]
     clip = "" if config and config.grad_clip <= 1 else "clip gradients at 1.0, "
-    rates = "peak_lr and muon_lr" if config and config.optimizer == "muon" else "peak_lr"
+    rates = "peak_lr and muon_lr" if config and config.optimizer != "adamw" else "peak_lr"
     halve = f"{clip}halve {rates}"
     if not_finite := [row["step"] for row in rows if not math.isfinite(row["train_loss"])]:
         evidence = f"the loss is not finite at step {not_finite[0]}"
