@@ -73,9 +73,14 @@ def compile_model(
         pass  # the first step will run out of memory too, and split the batch
     except Exception as error:  # a missing compiler, an unknown GPU and a bug in PyTorch raise different errors
         compiled = model
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"the model could not be compiled ({reason}): training continues, but more slowly", stacklevel=3)
+        warnings.warn(
+            f"the model could not be compiled ({_first_line(error)}): training continues, but more slowly", stacklevel=3
+        )
     return compiled, time.perf_counter() - started
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def has_cuda_graphs(device: torch.device) -> bool:
@@ -114,13 +119,17 @@ class GraphedCall:
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs, graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
         try:  # a checkpoint may be written by another thread meanwhile, hence "thread_local"
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.stream(self._stream),  # restores the current stream even if the capture cannot end
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 self._results = self._function(*self._inputs)
             self._graph = graph
         except Exception as error:  # out of memory, or an operation that waits for the GPU
             self._stream = None
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"no CUDA graph could be made ({reason}): continuing, but more slowly", stacklevel=3)
+            warnings.warn(
+                f"no CUDA graph could be made ({_first_line(error)}): continuing, but more slowly", stacklevel=3
+            )
 
 
 def rank() -> int:

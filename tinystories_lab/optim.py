@@ -12,7 +12,7 @@ from tinystories_lab.config import TrainConfig
 from tinystories_lab.device import has_cuda_graphs
 from tinystories_lab.model import GPTMini
 
-_ROW_MOMENTUM = 0.95  # of NorMuon
+_MOMENTUM = 0.95  # of Muon, and of NorMuon's rows
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of K. Jordan, https://kellerjordan.github.io/posts/muon/
 
 
@@ -32,38 +32,41 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024), with updates scaled so that AdamW's learning rates suit matrices of any shape.
+    """Muon (Jordan et al. 2024) for a group of matrices, and AdamW for all other weights.
 
-    It equals `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` and has the same state. But matrices of one shape are
+    Muon equals `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` and has the same state. But matrices of one shape are
     stacked, so that few GPU kernels update them all. If it `balances_rows`, it is NorMuon (Li et al. 2025,
     arXiv:2510.05491): over some steps, each row of a matrix, which is one neuron, moves as far as the others.
     """
 
-    def __init__(self, groups: list[dict], dtype: torch.dtype, balances_rows: bool, momentum: float = 0.95) -> None:
-        super().__init__(groups, {"momentum": momentum})
-        self._dtype, self._balances_rows = dtype, balances_rows
+    def __init__(self, group: dict, adamw: torch.optim.AdamW, dtype: torch.dtype, balances_rows: bool) -> None:
+        super().__init__([group, *adamw.param_groups], {})
+        self._adamw, self._dtype, self._balances_rows = adamw, dtype, balances_rows
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            stacks: dict[torch.Size, list[Tensor]] = {}
-            for matrix in group["params"]:
-                stacks.setdefault(matrix.shape, []).append(matrix)
-            for shape, matrices in stacks.items():
-                gradients = [matrix.grad for matrix in matrices]
-                means = self._buffers("momentum_buffer", gradients, matrices)
-                torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-                updates = torch.stack(torch._foreach_lerp(gradients, means, group["momentum"]))  # Nesterov's momentum
-                updates = orthogonalize(updates, self._dtype).float()
-                if self._balances_rows:
-                    squares = updates.square().mean(-1, keepdim=True).unbind()
-                    means = self._buffers("row_squares", squares, matrices)
-                    torch._foreach_lerp_(means, squares, 1 - _ROW_MOMENTUM)
-                    balanced = updates / (torch.stack(means).sqrt() + 1e-8)
-                    updates = balanced * (matrix_norm(updates, keepdim=True) / matrix_norm(balanced, keepdim=True))
-                size = 0.2 * math.sqrt(max(shape)) * group["lr"]  # an entry of AdamW's updates is about 0.2 lr
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_sub_(matrices, (updates * size).unbind())
+        group, *other_groups = self.param_groups
+        stacks: dict[torch.Size, list[Tensor]] = {}
+        for matrix in group["params"]:
+            stacks.setdefault(matrix.shape, []).append(matrix)
+        for shape, matrices in stacks.items():
+            gradients = [matrix.grad for matrix in matrices]
+            means = self._buffers("momentum_buffer", gradients, matrices)
+            torch._foreach_lerp_(means, gradients, 1 - _MOMENTUM)
+            updates = torch.stack(torch._foreach_lerp(gradients, means, _MOMENTUM))  # Nesterov's momentum
+            updates = orthogonalize(updates, self._dtype).float()
+            if self._balances_rows:
+                squares = updates.square().mean(-1, keepdim=True).unbind()
+                means = self._buffers("row_squares", squares, matrices)
+                torch._foreach_lerp_(means, squares, 1 - _MOMENTUM)
+                balanced = updates / (torch.stack(means).sqrt() + 1e-8)
+                updates = balanced * (matrix_norm(updates, keepdim=True) / matrix_norm(balanced, keepdim=True))
+            size = 0.2 * math.sqrt(max(shape)) * group["lr"]  # an entry of AdamW's updates is about 0.2 lr
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(matrices, (updates * size).unbind())
+        # AdamW uses the groups and the state of this optimizer, which load_state_dict replaces.
+        self._adamw.param_groups, self._adamw.state = other_groups, self.state
+        self._adamw.step()
 
     def _buffers(self, name: str, shaped_like: Sequence[Tensor], matrices: list[Tensor]) -> list[Tensor]:
         """Return the running means of this name, one for each matrix. At first, they are zeros."""
@@ -71,21 +74,6 @@ class _Muon(torch.optim.Optimizer):
             if name not in self.state[matrix]:
                 self.state[matrix][name] = torch.zeros_like(value)
         return [self.state[matrix][name] for matrix in matrices]
-
-
-class _MuonWithAdamW(torch.optim.Optimizer):
-    """Muon and AdamW as one optimizer, with one state and one `step`."""
-
-    def __init__(self, muon: _Muon, adamw: torch.optim.AdamW) -> None:
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        self._muon, self._adamw = muon, adamw
-
-    def step(self) -> None:
-        # Both use the groups and the state of this optimizer, which load_state_dict replaces.
-        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        self._muon.state = self._adamw.state = self.state
-        self._muon.step()
-        self._adamw.step()
 
 
 def make_optimizer(model: GPTMini, config: TrainConfig, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
@@ -106,7 +94,7 @@ def make_optimizer(model: GPTMini, config: TrainConfig, dtype: torch.dtype = tor
     if config.optimizer == "adamw":
         return adamw([decayed, not_decayed])
     decayed["lr_ratio"] = config.muon_lr / config.peak_lr
-    return _MuonWithAdamW(_Muon([decayed], dtype, config.optimizer == "normuon"), adamw([not_decayed]))
+    return _Muon(decayed, adamw([not_decayed]), dtype, balances_rows=config.optimizer == "normuon")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
