@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from micro import differences, log_of, same
+from torch._dynamo.utils import counters
 
 from tinystories_lab import checkpoint, device, trainer
 from tinystories_lab.checkpoint import CheckpointWriter, load_checkpoint, load_model, save_checkpoint
@@ -919,18 +920,20 @@ def test_compiling_is_not_a_step_and_not_counted_as_training_time(run, uninterru
 def test_a_resumed_compiled_run_equals_an_uninterrupted_one(
     data_dir, model_config, train_config, tmp_path, monkeypatch
 ):
-    """They are equal bit for bit, and close to a run without compiling."""
+    """They are equal bit for bit, and close to a run without compiling. PyTorch caches the model for later sessions."""
 
     def run(folder):
         return train(tmp_path / folder, data_dir, replace(model_config, n_layer=1), train_config, "cpu", torch.float32)
 
     monkeypatch.setattr(device, "pays_to_compile", lambda device, flops: True)
+    counters.clear()
     for row in run("stopped"):
         if row["step"] == 9:
             break
     list(run("stopped"))
     compiled = list(run("whole"))
     assert not differences(tmp_path / "stopped", tmp_path / "whole")
+    assert counters["aot_autograd"]["total"] and not counters["aot_autograd"]["autograd_cache_bypass"]
     monkeypatch.undo()
     plain = list(run("plain"))
     for one, other in zip(compiled, plain, strict=True):

@@ -27,10 +27,14 @@ RECIPES: dict[str, tuple[str, float, dict[str, Any]]] = {
     "fast, 60% of the steps": ("fast", 0.6, {}),
     "fast, 45% of the steps": ("fast", 0.45, {}),
     "fast, no growing sequences": ("fast", 1.0, {"seq_len_start": None}),
-    "fast, Muon at 0.007": ("fast", 1.0, {"muon_lr": 0.007}),
-    "fast, Muon at 0.015": ("fast", 1.0, {"muon_lr": 0.015}),
-    "fast, AdamW at 3e-3": ("fast", 1.0, {"peak_lr": 3e-3}),
+    "fast, as in version 1": ("fast", 1.0, {"optimizer": "muon", "muon_lr": 0.01, "peak_lr": 6e-3, "beta1": 0.9}),
+    "fast, Muon": ("fast", 1.0, {"optimizer": "muon"}),
+    "fast, NorMuon at 0.005": ("fast", 1.0, {"muon_lr": 0.005}),
+    "fast, NorMuon at 0.01": ("fast", 1.0, {"muon_lr": 0.01}),
+    "fast, AdamW at 6e-3": ("fast", 1.0, {"peak_lr": 6e-3}),
     "fast, AdamW at 1.2e-2": ("fast", 1.0, {"peak_lr": 1.2e-2}),
+    "fast, beta1 0.9": ("fast", 1.0, {"beta1": 0.9}),
+    "fast, sequences from 32": ("fast", 1.0, {"seq_len_start": 32}),
     "fast, decay to 0": ("fast", 1.0, {"final_lr_ratio": 0.0}),
     "fast, no weight decay": ("fast", 1.0, {"weight_decay": 0.0}),
     "fast, weight decay 0.5": ("fast", 1.0, {"weight_decay": 0.5}),
@@ -75,7 +79,7 @@ def compare(
             rare = {"eval_every": total, "log_every": total, "save_every": total, "keep_every": total}
             sizes = {"batch_size": tokens // seq_len, "seq_len": seq_len, "seq_len_start": start, "seed": seed}
             sizes |= {"total_steps": total, "warmup_steps": warmup, "eval_batches": 10**6, "save_minutes": 999}
-            config = replace(base.train, **sizes | rare | changes)
+            config = replace(base.train, **sizes | rare | changes)  # changes last: they may set the length, too
             model = replace(base.model, vocab_size=info.vocab_size, max_len=seq_len)
             started = time.perf_counter()
             *_, row = train(data / f"{name} {seed}".replace("/", "_"), data, model, config)
