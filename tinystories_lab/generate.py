@@ -34,10 +34,12 @@ def next_token_probabilities(
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[..., -1:]
-        room = top_k - (logits > smallest).sum(-1, keepdim=True)  # for logits that equal the smallest
-        equal = logits == smallest
-        dropped = (logits < smallest) | (equal & (equal.cumsum(-1) > room))  # the first are kept, as argmax does
-        logits = logits.masked_fill(dropped, -torch.inf)
+        kept = logits >= smallest
+        # Of logits that equal the smallest, keep the first ones, as argmax does. A CUDA graph cannot ask for them.
+        if has_cuda_graphs(logits.device) or kept.sum() > top_k * smallest.numel():
+            room = top_k - (logits > smallest).sum(-1, keepdim=True)
+            kept &= (logits > smallest) | ((logits == smallest).cumsum(-1) <= room)
+        logits = logits.masked_fill(~kept, -torch.inf)
     tiny = torch.finfo(torch.float32).tiny  # a smaller temperature or top_p could become 0 in float32
     probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / max(float(temperature), tiny), dim=-1)
     if top_p is not None:

@@ -162,9 +162,9 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        qkv = heads.permute(2, 0, 3, 1, 4)  # q, k and v, each (B, H, T, D)
+        qk, v = heads.permute(2, 0, 3, 1, 4).split((2, 1))  # (2, B, H, T, D) and (1, B, H, T, D)
         # The tables are float32, so under autocast the rotated vectors are too; attention needs one dtype.
-        (q, k), v = apply_rope(qkv[:2], cos, sin).type_as(qkv), qkv[2]
+        (q, k), v = apply_rope(qk, cos, sin).type_as(v), v.squeeze(0)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, T, C))
 
 
