@@ -131,13 +131,11 @@ def train_step(state: TrainState, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
             else:
                 state.update = state.update or GraphedCall(partial(_forward_backward_update, state), device)
                 results = state.update(*(part.to(device) for part in batch))
-            state.step += 1
-            state.updating = False
+            state.step, state.updating = state.step + 1, False
             return results
         except torch.OutOfMemoryError as error:
             state.optimizer.zero_grad()
-            parts = state.config.grad_accum_steps
-            rows, tokens = batch[0].shape
+            parts, (rows, tokens) = state.config.grad_accum_steps, batch[0].shape
             found = f"the GPU has too little memory for {rows // parts} sequences of {tokens} tokens"
             if world_size() > 1 or state.updating or state.config.batch_size % (2 * parts):
                 advice = f"restart the session, or raise grad_accum_steps (now {parts}), which needs less memory"
