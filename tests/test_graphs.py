@@ -103,6 +103,28 @@ def test_a_step_that_cannot_be_a_graph_trains_without_and_says_so(run, tmp_path,
     assert Graph.replays == 0 and equal(tmp_path / "plain", tmp_path / "warned")
 
 
+def test_memory_that_runs_out_after_a_failed_capture_splits_the_batch(run, tmp_path, graphs):
+    """The capture has not changed any weight, although it ended inside the optimizer."""
+    failed, optimizer_step = [], torch.amp.GradScaler.step
+
+    def step(self, *args):
+        if is_recording():
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return optimizer_step(self, *args)
+
+    def full(model, ids, *rest):
+        if failed and len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(model, ids, *rest)
+
+    graphs.setattr(torch.amp.GradScaler, "step", step)
+    graphs.setattr(GPTMini, "forward", full)
+    with pytest.warns(UserWarning, match="continuing with 2 micro-batches per step"):
+        rows = list(run(tmp_path, **GROWING | {"seq_len_start": None}))
+    assert rows[-1]["step"] == 18
+
+
 def test_float16_makes_no_graph_because_its_scaler_waits_for_the_gpu(run, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

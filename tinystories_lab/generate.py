@@ -35,7 +35,7 @@ def next_token_probabilities(
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[..., -1:]
         kept = logits >= smallest
-        # Of logits that equal the smallest, keep the first ones, as argmax does. A CUDA graph cannot ask for them.
+        # Of logits that equal the smallest, keep the first ones, as argmax does. A CUDA graph cannot ask if there are any.
         if has_cuda_graphs(logits.device) or kept.sum() > top_k * smallest.numel():
             room = top_k - (logits > smallest).sum(-1, keepdim=True)
             kept &= (logits > smallest) | ((logits == smallest).cumsum(-1) <= room)

@@ -152,8 +152,8 @@ def _forward_backward_update(state: TrainState, *batch: Tensor) -> tuple[Tensor,
     """Do what `train_step` does, without out-of-memory handling. Without a scaler, it never waits for the device."""
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     micro_batches = _split(batch, model, state.config.grad_accum_steps)
-    optimizer.zero_grad()  # because a capture that failed may have left some
-    updated = False
+    optimizer.zero_grad()  # a capture that failed may have left gradients, and said that weights were changing
+    updated = state.updating = False
     # If float16 gradients overflow, the scaler skips the update and lowers its scale. Then the same step is repeated,
     # so schedule and data never advance without the weights.
     while not updated:

@@ -323,7 +323,8 @@ def recipes(options: argparse.Namespace, data: Path) -> None:
     if options.stories is None:
         return say("recipes", "left out: give real stories with --stories FILE")
     names = ["fast", "fast, as in version 1", "fast, 45% of the steps", "book", "book, 2e-3"]
-    recipe.compare(options.stories, names, data, steps=900 if GPU else 4, seeds=[0], say=partial(say, "recipes"))
+    sizes = {"steps": 900} if GPU else {"steps": 4, "tokens": 128, "seq_len": 64}
+    recipe.compare(options.stories, names, data, seeds=[0], say=partial(say, "recipes"), **sizes)
 
 
 PARTS = {"step": step, "generate": generation, "laws": laws, "whole": whole, "recipes": recipes}
