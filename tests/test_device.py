@@ -168,6 +168,12 @@ def test_a_run_continues_with_another_number_of_processes(data_dir, alone, tmp_p
     assert_same_run(tmp_path, alone)
 
 
+def test_two_processes_train_with_normuon_as_one_does(data_dir, tmp_path):
+    together.train(tmp_path / "one", data_dir, None, "normuon")
+    run_together(2, tmp_path / "two", data_dir, None, "normuon")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
 def test_under_torchrun_the_command_line_trains_one_run_and_one_process_writes_and_speaks(data_dir, alone, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data" / "stories-micro")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -14,11 +14,12 @@ from tinystories_lab.device import init_distributed
 CONFIG = replace(micro.TRAIN, log_every=1)
 
 
-def train(run_dir, data_dir, stop=None):
+def train(run_dir, data_dir, stop=None, optimizer=CONFIG.optimizer):
     """Train the micro run in float64, so that no difference can come from rounding; leave the loop after step `stop`."""
     torch.set_default_dtype(torch.float64)
     try:
-        rows = trainer.train(run_dir, data_dir, micro.MODEL, CONFIG, "cpu", torch.float32)
+        config = replace(CONFIG, optimizer=optimizer)
+        rows = trainer.train(run_dir, data_dir, micro.MODEL, config, "cpu", torch.float32)
         next((row for row in rows if row["step"] == stop), None)
         rows.close()
     finally:
