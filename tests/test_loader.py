@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
@@ -125,6 +126,22 @@ def test_random_windows_reach_every_position_from_the_first_to_the_last_evenly(t
     assert counts.min() > 400 and counts.max() < 600  # 500 each, within four sigma
 
 
+def test_story_windows_begin_with_every_story_that_has_room_for_one_equally_often(tmp_path):
+    ids = [11, 12, 0, 13, 14, 15, 0, 16, 0, 17, 18, 19, 20]  # 0 ends a story
+    loader = BinLoader(write_tokens(tmp_path / "t.bin", ids), 100, 5, sampling="stories", eos_id=0)
+    windows = Counter(tuple(row) for step in range(30) for row in loader.batch(step)[0].tolist())
+    assert set(windows) == {(11, 12, 0, 13, 14), (13, 14, 15, 0, 16), (16, 0, 17, 18, 19)}  # 17 has only three more
+    assert min(windows.values()) > 850 and max(windows.values()) < 1_150  # 1,000 each, within six sigma
+    assert equal(loader.batch(7), BinLoader(loader.path, 100, 5, sampling="stories", eos_id=0).batch(7))
+    assert not equal(loader.batch(7), BinLoader(loader.path, 100, 5, seed=1, sampling="stories", eos_id=0).batch(7))
+    assert {row[0] for row in loader.batch(0, 2)[0].tolist()} == {11, 13, 16, 17}
+
+
+def test_story_windows_need_the_id_that_ends_a_story(counting):
+    with pytest.raises(ValueError, match="'stories', which needs eos_id"):
+        BinLoader(counting, 4, 7, sampling="stories")
+
+
 @settings(max_examples=60)
 @given(tokens=st.integers(2, 60), seq_len=st.integers(1, 12), batch_size=st.integers(1, 9), seed=st.integers(0, 2**32))
 def test_shuffle_visits_every_window_exactly_once_per_epoch(tmp_path_factory, tokens, seq_len, batch_size, seed):
@@ -241,7 +258,7 @@ def test_settings_that_do_not_fit_are_refused_with_their_values(counting):
     with pytest.raises(ValueError, match="the token id 99, but the model's vocab_size is 99"):
         BinLoader(counting, 2, 4, vocab_size=99)
     for sampling in ("Random", "", None, "sequential"):
-        with pytest.raises(ValueError, match=f"sampling is {sampling!r}; it must be random or shuffle"):
+        with pytest.raises(ValueError, match=f"sampling is {sampling!r}; it must be random, shuffle or stories"):
             BinLoader(counting, 2, 4, sampling=sampling)
     for batch_size, seq_len in ((0, 4), (-1, 4), (2, 0), (2, -3)):
         with pytest.raises(

@@ -1,6 +1,6 @@
 """The laws of the built-in stories."""
 
-import copy
+import math
 import re
 from collections import Counter
 from itertools import islice
@@ -12,11 +12,12 @@ import yaml
 from tinystories_lab.data import toyland
 from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.data.toyland import generate_stories
+from tinystories_lab.run import PRESETS
+from tinystories_lab.tokenizer import train_tokenizer
 
 VOWEL_BUT_A = {"unicorn", "uniform", "useful", "used", "one", "once"}
 CONSONANT_BUT_AN = {"hour", "honest"}
-SPEAKERS = "he|she|they|many|everyone|all|the|said|asked|called|cried|laughed"
-PRONOUNS = {"she": {"she", "her", "hers", "herself"}, "he": {"he", "him", "his", "himself"}}
+SPEAKERS = "he|she|they|many|everyone|all|the|shouted|cheered|said|asked|called|cried|laughed"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def many() -> list[str]:
 
 @pytest.fixture(scope="module")
 def stories(many) -> list[str]:
-    """About 350 stories of every plot: every wording occurs."""
+    """About 440 stories of every plot: every wording occurs."""
     return many[:8_000]
 
 
@@ -65,33 +66,39 @@ def test_no_two_of_50000_stories_are_equal(many):
     assert len(set(many)) == 50_000
 
 
-def test_two_stories_of_one_plot_agree_less_than_once_in_a_hundred_billion():
-    for plot in toyland._load_plots():
-        chance = 1.0
-        for choice in [line for paragraph in plot.paragraphs for line in paragraph] + plot.draws:
-            chance *= sum(1 / len(variant) for variant in choice) / len(choice) ** 2
-        assert chance < 1e-11, plot.title
+def test_two_stories_of_one_plot_agree_less_than_once_in_a_hundred_million():
+    for plot in toyland.load_plots():
+        chance = math.prod(1 / len(rows) for rows in plot.picks)
+        for line in [line for paragraph in plot.paragraphs for line in paragraph]:
+            chance *= sum(1 / len(variant) for variant in line) / len(line) ** 2
+        assert chance < 1e-8, plot.title
 
 
-def test_stories_have_50_to_180_words_about_100_on_average_in_2_to_5_paragraphs(many):
+def test_stories_have_60_to_110_words_about_90_on_average_in_3_or_4_paragraphs(many):
     lengths = [len(story.split()) for story in many]
-    assert min(lengths) >= 50 and max(lengths) <= 180
-    assert 90 <= sum(lengths) / len(lengths) <= 125
-    assert {len(story.split("\n\n")) for story in many} <= {2, 3, 4, 5}
+    assert min(lengths) >= 60 and max(lengths) <= 110
+    assert 80 <= sum(lengths) / len(lengths) <= 95
+    assert {len(story.split("\n\n")) for story in many} <= {3, 4}
+
+
+def test_a_story_fits_into_a_window_of_the_tiny_preset_with_its_end_of_text_token(stories):
+    preset = PRESETS["tiny"]
+    tokenizer = train_tokenizer(stories, preset.model.vocab_size)
+    assert max(len(tokenizer.encode(story).ids) for story in stories) < preset.train.seq_len
 
 
 def test_no_paragraph_can_be_empty():
-    for plot in toyland._load_plots():
+    for plot in toyland.load_plots():
         for paragraph in plot.paragraphs:
             assert any(all(all(variant) for variant in line) for line in paragraph), plot.title
 
 
-def test_the_stories_use_more_than_700_words(stories):
-    assert len({word for story in stories for word in words_of(story)}) >= 700
+def test_the_stories_use_600_to_1000_words(stories):
+    assert 600 <= len({word for story in stories for word in words_of(story)}) <= 1_000
 
 
 def test_every_one_of_at_least_16_plots_is_used_about_equally_often():
-    plots = toyland._load_plots()
+    plots = toyland.load_plots()
     rolls = (toyland.random.Random(f"toyland {seed}").random() for seed in range(2_000))
     counts = Counter(plots[int(roll * len(plots))].title for roll in rolls)
     assert len(counts) == len(plots) >= 16
@@ -102,10 +109,10 @@ def test_every_story_has_dialogue(stories):
     assert all(re.search(r'"[A-Z][^"]*[.,!?]"', story) for story in stories)
 
 
-def test_once_upon_a_time_starts_a_third_to_half_and_the_other_prompts_2_percent_each(many):
+def test_once_upon_a_time_starts_a_third_to_half_and_the_other_prompts_4_percent_each(many):
     shares = {prompt: sum(story.startswith(prompt) for story in many) / len(many) for prompt in PROMPTS}
     assert 1 / 3 <= shares.pop("Once upon a time") <= 1 / 2
-    assert all(share >= 0.02 for share in shares.values()), shares
+    assert all(share >= 0.04 for share in shares.values()), shares
 
 
 def test_a_and_an_fit_the_sound_of_the_next_word(stories):
@@ -116,7 +123,9 @@ def test_a_and_an_fit_the_sound_of_the_next_word(stories):
 
 
 def test_the_grammar_never_writes_a_or_an_before_a_blank(land):
-    texts = [plot["story"] for plot in land["plots"].values()] + [str(plot["pick"]) for plot in land["plots"].values()]
+    texts = [plot["story"] for plot in land["plots"].values()] + [
+        str(plot.get("pick")) for plot in land["plots"].values()
+    ]
     assert re.findall(r"\b[Aa]n?\s+\{", "\n".join(texts)) == []
 
 
@@ -153,49 +162,17 @@ def test_quotes_open_and_close_in_every_paragraph(stories):
         assert all(after[:1] in ("", " ") for after in outside_and_inside[2::2]), paragraph
 
 
-@pytest.mark.parametrize(("pronoun", "other", "missing"), [("she", "he", 0), ("he", "she", 1)])  # Lily's plot
-def test_if_everybody_is_a_she_nobody_is_called_he_and_the_other_way_round(land, pronoun, other, missing):
-    land = copy.deepcopy(land)
-    for title, group in land["cast"].items():
-        land["cast"][title] = [kind for kind in group if pronoun in kind]
-        for kind in land["cast"][title]:
-            kind.pop(other, None)
-    plots = [
-        toyland._read_plot(title, plot, land)
-        for title, plot in land["plots"].items()
-        if all(land["cast"][group] for group in plot["cast"].values())
-    ]
-    assert len(plots) == len(land["plots"]) - missing
-    for plot in plots:
-        for story in toyland._generate([plot], 150, seed=11):
-            assert not PRONOUNS[other] & set(words_of(story)), (plot.title, story)
-
-
-def test_a_girl_is_she_and_a_boy_is_he_from_the_opening_on(many, land):
-    girls = {name for kind in land["cast"]["children"] for name in kind.get("she", [])}
-    boys = {name for kind in land["cast"]["children"] for name in kind.get("he", [])}
-    assert girls and boys and not girls & boys
-    opening = re.compile(r"(?:girl|boy) named (\w+)[^.]*\. One \w+(?: \w+)?, (she|he) ")
-    calls = {match.groups() for story in many[:20_000] if (match := opening.search(story))}
-    assert len(calls) >= 40
-    assert {name for name, pronoun in calls if pronoun == "she"} <= girls
-    assert {name for name, pronoun in calls if pronoun == "he"} <= boys
-
-
-def test_no_two_characters_of_a_story_share_a_name():
-    for plot in toyland._load_plots():
-        if {"hero", "friend"} <= set(plot.roles):
-            only_names = plot._replace(paragraphs=[[[["{hero} {friend}"]]]])
-            pairs = toyland._generate([only_names], 3_000, seed=1)
-            assert all(len(set(pair.split())) == 2 for pair in pairs), plot.title
-
-
-def test_no_two_characters_of_different_kinds_share_a_name(land):
-    names = Counter()
-    for title, group in land["cast"].items():
-        if title not in ("just lily", "parents"):
-            names.update({name for kind in group for pronoun in ("she", "he") for name in kind.get(pronoun, [])})
-    assert [name for name, count in names.items() if count > 1] == []
+def test_every_plot_has_its_own_hero_who_is_named_in_the_beginning_and_in_the_end():
+    heroes = {}
+    for plot in toyland.load_plots():
+        for story in toyland._generate([plot], 200, seed=11):
+            named = re.search(
+                r"named ([A-Z]\w+)|(?:called|name was) ([A-Z]\w+)|^(?!There)([A-Z]\w+) (?:was|found)", story
+            )
+            hero = next(filter(None, named.groups()))
+            assert heroes.setdefault(hero, plot.title) == plot.title
+            assert hero in story.split("\n\n")[-1], story
+    assert len(heroes) == len(toyland.load_plots())
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, "3", None])
@@ -206,31 +183,30 @@ def test_a_count_or_seed_that_is_not_an_integer_raises_a_value_error_at_the_call
         generate_stories(1, seed="x")
 
 
-HERO, TWO_LILYS = {"hero": "children"}, {"hero": "just lily", "friend": "just lily"}
 CIRCLE = {"toy": ["ball", "{thing}"], "thing": ["kite", "big {box}"], "box": ["tin of {toy}"]}
 NOT_TEXT = {"answer": [{"answer": False}]}
 
 
 @pytest.mark.parametrize(
-    ("cast", "pick", "story", "message"),
+    ("pick", "story", "message"),
     [
-        (HERO, {}, "{hero} saw a {dragn}.", "has blanks that nothing fills: dragn."),
-        (HERO, NOT_TEXT, "{hero} {answer}.", "put quotes around the text of 'answer', which is read as False"),
-        (HERO, CIRCLE, "{hero} saw {toy}.", "refer to each other in a circle: {toy} -> {thing} -> {box} -> {toy}."),
-        ({}, {"toy": ["old {toy}"]}, "A {toy}.", "refer to each other in a circle: {toy} -> {toy}."),
-        (HERO, {}, None, "has no story"),
-        ({"hero": "dragons"}, {}, "{hero} flew.", "has the unknown cast dragons: use one of children, "),
-        (TWO_LILYS, {}, "{hero} met {friend}.", "has too few names for the roles hero, friend"),
+        ({}, "Mia saw a {dragn}.", "has blanks that nothing fills: dragn."),
+        ({"toy": ["{colr} ball"]}, "Mia saw a {toy}.", "has blanks that nothing fills: colr."),
+        (NOT_TEXT, "Mia {answer}.", "put quotes around the text of 'answer', which is read as False"),
+        (CIRCLE, "Mia saw {toy}.", "refer to each other in a circle: {toy} -> {thing} -> {box} -> {toy}."),
+        ({"toy": ["old {toy}"]}, "A {toy}.", "refer to each other in a circle: {toy} -> {toy}."),
+        ({}, None, "has no story"),
     ],
 )
-def test_a_plot_that_cannot_be_written_out_is_named_with_the_reason(land, cast, pick, story, message):
+def test_a_plot_that_cannot_be_written_out_is_named_with_the_reason(pick, story, message):
     with pytest.raises(ValueError, match=rf"^The plot 'dragons'.*{re.escape(message)}"):
-        toyland._read_plot("dragons", {"cast": cast, "pick": pick, "story": story}, land)
+        toyland._read_plot("dragons", {"pick": pick, "story": story})
 
 
-def test_a_plot_needs_neither_a_cast_nor_a_pick(land):
+def test_a_plot_needs_no_pick():
     for plot, stories in (
         ({"story": "It rained."}, {"It rained."}),
-        ({"story": "{A toy}!", "cast": None, "pick": {"toy": ["ball", "egg"]}}, {"A ball!", "An egg!"}),
+        ({"story": "It rained.", "pick": None}, {"It rained."}),
+        ({"story": "{A toy}!", "pick": {"toy": ["ball", "egg"]}}, {"A ball!", "An egg!"}),
     ):
-        assert set(toyland._generate([toyland._read_plot("rain", plot, land)], 20, seed=1)) == stories
+        assert set(toyland._generate([toyland._read_plot("rain", plot)], 20, seed=1)) == stories

@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -13,10 +15,12 @@ try:  # this takes two seconds, in which Ctrl-C should be answered, too
     import torch
 
     from tinystories_lab.analysis.evaluation import read_samples
+    from tinystories_lab.analysis.report import RunSummary, outcome_text
     from tinystories_lab.data.text import PROMPTS
     from tinystories_lab.device import broadcast, init_distributed, rank, world_size
     from tinystories_lab.durability.shutdown import graceful_shutdown
-    from tinystories_lab.pipeline import COMMANDS, STAGES, has_data, move_aside, restore, update_mirror
+    from tinystories_lab.files import Row
+    from tinystories_lab.pipeline import COMMANDS, STAGES, has_data, move_aside, restore, update_mirror, write_results
     from tinystories_lab.run import PRESET_VARIABLE, PRESETS, Workspace, plan_workspace
 except KeyboardInterrupt:
     print("\nstopped before the first stage", file=sys.stderr)
@@ -78,7 +82,7 @@ def _run(arguments: list[str] | None) -> int:
         parser.error("--fresh starts a run again: use it with run or train only")
     if options.stage != "train" and world_size() > 1:
         parser.error(f"{world_size()} processes can only train: run {options.stage} without torchrun")
-    started, failure, status = time.perf_counter(), "", 1
+    started, failure, status, summary = time.perf_counter(), "", 1, None
     try:
         lab = plan_workspace(Path(), options.preset, options.source, options.run, options.data, options.mirror)
         if options.seq_len is not None:
@@ -91,7 +95,7 @@ def _run(arguments: list[str] | None) -> int:
         return 1
     try:
         with graceful_shutdown():
-            _run_stages(lab, options.stage, options.fresh)
+            summary = _run_stages(lab, options.stage, options.fresh)
     except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
         failure = str(error)
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -103,14 +107,34 @@ def _run(arguments: list[str] | None) -> int:
         print(f"\n{failure}", file=sys.stderr)
         return status
     if options.stage in ("run", "generate"):
-        samples = read_samples(lab.run_dir, "after")[: len(PROMPTS)]
-        print(f"\ndone in {time.perf_counter() - started:.0f} s; five stories:")
-        print("\n\n".join(row["story"] + ("" if row["ended"] else " ...") for row in samples))
+        print(f"\ndone in {time.perf_counter() - started:.0f} s\n")
+        print(f"{outcome_text(summary)}\n\nFive of its stories:\n" if summary else "five stories:\n")
+        print("\n\n".join(_wrapped(row) for row in read_samples(lab.run_dir, "after")[: len(PROMPTS)]))
+    if summary:
+        print(f"\n{_next_steps(lab)}")
     return 0
 
 
-def _run_stages(lab: Workspace, stage: str, fresh: bool) -> None:
-    """Run one stage, or all that are needed if it is "run"."""
+def _wrapped(sample: Row) -> str:
+    """Return a story for a terminal: its paragraphs joined, so that five stories fit on a screen."""
+    text = " ".join(sample["story"].split()) + ("" if sample["ended"] else " ...")
+    return textwrap.fill(text, min(120, shutil.get_terminal_size((120, 0)).columns), break_long_words=False)
+
+
+def _next_steps(lab: Workspace) -> str:
+    jupyter = ".venv/bin/jupyter" if Path(".venv/bin/jupyter").exists() else "jupyter"
+    lines = {
+        "loss curve": lab.run_dir / "loss_curve.png",
+        "report": lab.run_dir / "report.md",
+        "next": f"{jupyter} lab notebooks/ (or the badges in README.md, for Colab) shows how all of this works",
+        "": "--preset small trains for ten minutes, --source my_stories.txt trains on your own stories",
+    }
+    return "\n".join(f"{name:12}{line}" for name, line in lines.items())
+
+
+def _run_stages(lab: Workspace, stage: str, fresh: bool) -> RunSummary | None:
+    """Run one stage, or all that are needed if it is "run". Return the summary of a whole run."""
+    summary = None
     print(f"preset {lab.preset.name}, source {lab.source}: {lab.data_dir} -> {lab.run_dir}")
     if rank() == 0:
         for aside in move_aside(lab) if fresh else []:
@@ -121,9 +145,13 @@ def _run_stages(lab: Workspace, stage: str, fresh: bool) -> None:
     if stage == "run" and has_data(lab) and not (lab.data_dir / "stories").exists():
         stages = stages[2:]  # the data was restored, so its stories are not needed
     for run_stage in stages:
-        run_stage(lab)
+        if stage == "run" and run_stage is STAGES["retrospective"]:
+            summary = write_results(lab)
+        else:
+            run_stage(lab)
     if rank() == 0:
         update_mirror(lab)
+    return summary
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class TrainConfig:
     muon_lr: float = 0.01  # peak learning rate of Muon or NorMuon
     seq_len_start: int | None = None  # starting sequence length: it doubles in warm-up; tokens per step stay constant
     seq_len_warmup_fraction: float = 0.6  # fraction of the run after which sequences have their full length
-    sampling: str = "random"  # draws windows with replacement; "shuffle" reads each window once per epoch
+    sampling: str = "random"  # windows at random places; "stories": each starts a story; "shuffle": each once per epoch
     seed: int = 0
     log_every: int = 50  # in steps
     eval_every: int = 500
@@ -91,7 +91,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
-        for name, choices in (("optimizer", ("adamw", "muon", "normuon")), ("sampling", ("random", "shuffle"))):
+        for name, choices in (
+            ("optimizer", ("adamw", "muon", "normuon")),
+            ("sampling", ("random", "shuffle", "stories")),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         if self.warmup_steps >= self.total_steps:

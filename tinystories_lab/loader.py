@@ -78,8 +78,10 @@ class BinLoader:
     """Batches of windows from a token file of uint16 ids, on `device`.
 
     `sampling="random"` draws windows anywhere with replacement, as the chapter does. `"shuffle"` cuts the file into
-    adjacent windows and reads each once per epoch, in an order given by (seed, epoch). Raises FileNotFoundError without
-    a file, and ValueError if it is damaged, shorter than a window, or contradicts its sidecar or another argument.
+    adjacent windows and reads each once per epoch, in an order given by (seed, epoch). `"stories"` draws windows that
+    begin with a story, so `eos_id` must be given; a story that is longer than a window is never read to its end. Raises
+    FileNotFoundError without a file, and ValueError if it is damaged, shorter than a window, or contradicts its sidecar
+    or another argument.
     """
 
     def __init__(
@@ -92,9 +94,12 @@ class BinLoader:
         vocab_size: int | None = None,
         tokenizer_sha256: str | None = None,
         device: torch.device | str = "cpu",
+        eos_id: int | None = None,
     ) -> None:
-        if sampling not in ("random", "shuffle"):
-            raise ValueError(f"sampling is {sampling!r}; it must be random or shuffle")
+        if sampling not in ("random", "shuffle", "stories"):
+            raise ValueError(f"sampling is {sampling!r}; it must be random, shuffle or stories")
+        if sampling == "stories" and eos_id is None:
+            raise ValueError("sampling is 'stories', which needs eos_id, the id of the end-of-text token")
         if batch_size < 1 or seq_len < 1:
             raise ValueError(f"batch_size is {batch_size} and seq_len {seq_len}; both must be at least 1")
         self.path, self.batch_size, self.seq_len = Path(path), batch_size, seq_len
@@ -114,6 +119,8 @@ class BinLoader:
             found = f"the token id {largest}, but the model's vocab_size is {vocab_size}"
             raise ValueError(f"{path} contains {found}: use the vocabulary of this file's tokenizer")
         self.windows = (len(self.tokens) - 1) // seq_len  # adjacent windows that have a next token
+        if sampling == "stories":
+            self._story_starts = np.concatenate([[0], np.flatnonzero(self.tokens == eos_id) + 1])
         self.device = torch.device(device)
         self._ids = torch.from_numpy(self.tokens.view(np.int16))  # PyTorch supports few operations on uint16
         if _fits_on_gpu(self.device, self.tokens.nbytes):
@@ -127,7 +134,7 @@ class BinLoader:
         """
         seq_len = seq_len or self.seq_len
         rows = self.batch_size * self.seq_len // seq_len
-        if self.sampling == "random":
+        if self.sampling != "shuffle":
             block, row = divmod(step, _STEPS_PER_DRAW)
             starts = self._draw_starts(block, rows, seq_len)[row]
         else:
@@ -142,8 +149,11 @@ class BinLoader:
 
     def _draw_starts(self, block: int, rows: int, seq_len: int) -> np.ndarray:
         """Return where the windows of 64 consecutive steps start, (64, rows)."""
-        rng = np.random.default_rng((self.seed, block))
-        return rng.integers(0, len(self.tokens) - seq_len, (_STEPS_PER_DRAW, rows))
+        rng, choices = np.random.default_rng((self.seed, block)), len(self.tokens) - seq_len
+        if self.sampling == "random":
+            return rng.integers(0, choices, (_STEPS_PER_DRAW, rows))
+        starts = self._story_starts[: np.searchsorted(self._story_starts, choices)]
+        return rng.choice(starts, (_STEPS_PER_DRAW, rows))
 
     def _shuffle(self, epoch: int, windows: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(windows)

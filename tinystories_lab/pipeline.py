@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from tinystories_lab.analysis.evaluation import read_samples, run_results, save_samples
-from tinystories_lab.analysis.report import summarize_run, summary_text, write_report
+from tinystories_lab.analysis.report import RunSummary, summarize_run, summary_text, write_report
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.data.sources import CleanReport
 from tinystories_lab.data.stories import StoryTexts, load_stories, open_stories
@@ -27,6 +26,7 @@ from tinystories_lab.generate import generate_samples
 from tinystories_lab.integrations.huggingface import export_hugging_face
 from tinystories_lab.loader import BinInfo, open_tokens
 from tinystories_lab.model import new_model
+from tinystories_lab.progress import progress
 from tinystories_lab.run import Workspace, save_config
 from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer, write_bin
 from tinystories_lab.trainer import train
@@ -169,8 +169,11 @@ def generate_stage(lab: Workspace) -> None:
     print(f"saved {len(samples)} stories in {lab.run_dir / 'samples.jsonl'}")
 
 
-def retrospective(lab: Workspace) -> None:
-    """the run's files -> its curves and report.md"""
+def write_results(lab: Workspace) -> RunSummary:
+    """Write the run's two curves and report.md into its folder. Return what the report says.
+
+    Raises ValueError or FileNotFoundError if files of the run or its data are missing, damaged, or of other runs.
+    """
     from tinystories_lab.analysis.curves import loss_curve  # imports matplotlib, which no other stage needs
 
     run_results(lab.run_dir)  # raises an error if there is no evaluation
@@ -180,8 +183,14 @@ def retrospective(lab: Workspace) -> None:
         figure = loss_curve(log, lab.model_config.vocab_size, by_tokens)
         figure.savefig(lab.run_dir / name, dpi=120, bbox_inches="tight")
     summary = summarize_run(lab)
-    print(summary_text(summary))
-    print(f"  report      {write_report(summary)}")
+    write_report(summary)
+    return summary
+
+
+def retrospective(lab: Workspace) -> None:
+    """the run's files -> its curves and report.md"""
+    print(summary_text(write_results(lab)))
+    print(f"  report      {lab.run_dir / 'report.md'}")
     print(f"  files       {lab.run_dir.resolve()} and {lab.data_dir.resolve()}")
 
 
@@ -263,9 +272,9 @@ def _with_progress(rows: Iterator[Row], total_steps: int) -> Iterator[Row]:
         for row in rows:
             if bar is None:  # not earlier, so that the bar is below what `train` prints
                 start = row.get("resumed_from", 0)
-                bar = tqdm(desc="train", total=total_steps, initial=start, unit=" steps", mininterval=1)
+                bar = progress(desc="train", total=total_steps, initial=start, unit=" steps")
+            bar.set_postfix(progress_fields(row), refresh=False)
             bar.update(row["step"] - bar.n)
-            bar.set_postfix(progress_fields(row))
             yield row
     finally:
         rows.close()

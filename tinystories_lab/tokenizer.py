@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
 from tinystories_lab.files import atomic_write
 from tinystories_lab.loader import BinInfo, open_tokens
+from tinystories_lab.progress import progress
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 _END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")  # ours first, then those of other projects
@@ -32,7 +32,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     `<|endoftext|>` has id 0 and `<|pad|>` id 1. Raises ValueError for an empty corpus, or as `check_vocab_size` does.
     """
     check_vocab_size(vocab_size)
-    stories = iter(tqdm(texts, desc="train the tokenizer", unit=" stories"))
+    stories = iter(progress(texts, desc="train the tokenizer", unit=" stories"))
     if (first := next(stories, None)) is None:
         raise ValueError("there are no texts to train on: run 01_prepare (or `prepare` in the shell) first")
     tokenizer = Tokenizer(models.BPE())
@@ -143,7 +143,7 @@ def write_bin(
     tokens = written = size = 0
     # The bar counts tokens up to max_tokens; without that limit it counts stories, and `stories` may know their number.
     unit = {"unit": " tokens", "unit_scale": True} if max_tokens else {"unit": " stories"}
-    with atomic_write(path) as file, tqdm(stories, path.name, max_tokens, **unit) as bar:
+    with atomic_write(path) as file, progress(stories, path.name, max_tokens, **unit) as bar:
         for text, ids in _encode_batches(stories, tokenizer):
             if max_tokens is not None and tokens + len(ids) + 1 > max_tokens:
                 break

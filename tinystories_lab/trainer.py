@@ -40,7 +40,7 @@ from tinystories_lab.files import Row, append_row, aside, cached_sha256_of, read
 from tinystories_lab.loader import BinLoader
 from tinystories_lab.model import GPTConfig, GPTMini, new_model
 from tinystories_lab.optim import make_optimizer, set_lr
-from tinystories_lab.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
+from tinystories_lab.tokenizer import eos_id, load_tokenizer, save_tokenizer, tokenizer_sha256
 
 _MIN_LOSS_SCALE = 1.0  # if float16 gradients overflow at this scale, a smaller scale will not help
 
@@ -246,9 +246,10 @@ def train(
     tokenizer = load_tokenizer(data_dir / "tokenizer.json")
     sha256 = tokenizer_sha256(tokenizer)
     shared = {"batch_size": config.batch_size, "seq_len": config.seq_len, "device": device}
-    shared |= {"vocab_size": model_config.vocab_size, "tokenizer_sha256": sha256}
+    shared |= {"vocab_size": model_config.vocab_size, "tokenizer_sha256": sha256, "eos_id": eos_id(tokenizer)}
     loader = BinLoader(data_dir / "train.bin", seed=config.seed, sampling=config.sampling, **shared)
-    val_loader = BinLoader(data_dir / "val.bin", sampling="shuffle", **shared)
+    val_sampling = "stories" if config.sampling == "stories" else "shuffle"
+    val_loader = BinLoader(data_dir / "val.bin", sampling=val_sampling, **shared)
     model, data_sha256 = new_model(model_config, config.seed).to(device), cached_sha256_of(data_dir / "train.bin")
     state = TrainState.new(model, config, dtype, tokenizer_sha256=sha256, data_sha256=data_sha256)
     if checkpoint is None and rank() == 0:

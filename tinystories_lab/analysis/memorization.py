@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from tinystories_lab.data.text import WORD, real_stories_like
 from tinystories_lab.loader import open_tokens
+from tinystories_lab.progress import progress
 
 _CHUNK = 2**20  # tokens of the file searched at a time: about 40 MB of memory, whatever the file's size
 _TABLE_BITS = 20
@@ -87,7 +87,7 @@ def _longest_runs(stories: Sequence[np.ndarray], tokens: np.ndarray) -> list[tup
     table = np.zeros(2**_TABLE_BITS, bool)  # rules out most numbers, much faster than a search
     table[_hash(fours)] = True
     longest = max(sizes, default=0)
-    for offset in tqdm(range(0, len(tokens), _CHUNK), desc="look for copied passages", unit="M tokens"):
+    for offset in progress(range(0, len(tokens), _CHUNK), desc="look for copied passages", unit="M tokens"):
         chunk = tokens[offset : offset + _CHUNK + longest]  # contains all of every run that begins in its first part
         window = _fours(chunk)
         hits = np.flatnonzero(table[_hash(window)])

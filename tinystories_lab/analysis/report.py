@@ -90,6 +90,19 @@ def summary_text(summary: RunSummary) -> str:
     return "\n".join([f"\nRun {run['run']}", *(f"  {name:11} {line}" for name, line in lines.items())])
 
 
+def outcome_text(summary: RunSummary) -> str:
+    """Return what was made and how good it is, in three lines that need no knowledge of the terms."""
+    run, untrained = summary.runs[0], summary.log[0]["train_loss"]
+    choices = evaluation.perplexity(run["loss"])
+    return (
+        f"Trained a model of {run['parameters']:,} parameters on {run['tokens read']:,} tokens in "
+        f"{60 * run['minutes']:,.0f} s.\n"
+        f"Its loss on stories that it has not seen is {run['loss']:.3f} nats per token ({untrained:.2f} before training), "
+        f"or {run['bits per byte']:.3f} bits per byte:\n"
+        f"before each token, it is as uncertain as if it chose among {choices:.1f} equally likely tokens."
+    )
+
+
 def write_report(summary: RunSummary) -> Path:
     """Write report.md into the folder of the run and return its path."""
     run_dir, run = summary.run_dir, summary.runs[0]

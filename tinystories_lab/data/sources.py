@@ -8,11 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tinystories_lab.data.hub import load_hub, texts_of
 from tinystories_lab.data.local_files import FILE_TYPES, count_rows, read_file, reason_to_skip, type_of, walk
 from tinystories_lab.data.toyland import generate_stories
+from tinystories_lab.progress import progress
 
 HUB_NAME, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 SPLITS = ("train", "validation")
@@ -96,7 +95,7 @@ def read_source(
         if cap is not None and split == "validation":
             cap = max(1, round(cap * validation_share))
         expected = total if None in (total, cap) else min(total, cap)
-        for text in tqdm(islice(rows, cap), desc=split or "stories", total=expected, unit=" stories"):
+        for text in progress(islice(rows, cap), desc=split or "stories", total=expected, unit=" stories"):
             yield split, text
         if cap is not None and _has_more(rows):
             what = f"only the first {cap:,} rows{f' of {split}' if split else ''} were read (max_stories)"

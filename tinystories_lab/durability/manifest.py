@@ -11,6 +11,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from tinystories_lab.files import atomic_write, cached_sha256_of
+from tinystories_lab.progress import progress
 
 _MANIFEST = "manifest.json"
 _CHUNK = 2**24  # bytes copied at a time
@@ -72,7 +73,7 @@ def restore_files(source_dir: Path, target_dir: Path, names: Iterable[str], repl
         if source.exists() and (not target.exists() or (replace and not is_recorded(target, source))):
             wanted[source] = target
     size = sum(source.stat().st_size for source in wanted)
-    with tqdm(desc=f"restore {target_dir.name}", total=size, unit="B", unit_scale=True, disable=not wanted) as bar:
+    with progress(desc=f"restore {target_dir.name}", total=size, unit="B", unit_scale=True, disable=not wanted) as bar:
         for source, target in wanted.items():
             try:
                 with open(source, "rb") as file, atomic_write(target) as copy:
