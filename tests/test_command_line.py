@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,6 @@ from tinystories_lab import pipeline, trainer
 from tinystories_lab.__main__ import main
 from tinystories_lab.checkpoint import load_checkpoint, load_model
 from tinystories_lab.data.text import PROMPTS
-from tinystories_lab.device import choose_dtype
 from tinystories_lab.durability.lock import run_lock
 from tinystories_lab.files import read_log, read_rows
 from tinystories_lab.generate import generate
@@ -116,24 +116,41 @@ def test_the_stories_before_training_are_generated_with_the_initial_weights(fini
     )
 
 
-def test_run_prints_the_report_and_ends_with_five_stories(finished):
+def test_run_ends_with_what_was_made_its_loss_five_stories_and_the_next_step_on_one_screen(finished):
     folder, _, output, _ = finished
+    *before, screen = output.partition("\ndone in ")
+    for part in ("preset micro, source stories.txt", "stories to train on", "train.bin: ", "8,176 parameters"):
+        assert part in before[0], part
+    row = read_log(folder / RUN / "loss.jsonl")[-1]
     for part in (
-        *(
-            "preset micro, source stories.txt",
-            "stories to train on",
-            "train.bin: ",
-            "bytes per token",
-            "8,176 parameters",
-            choose_dtype(torch.device("cpu"))[1],
-        ),
-        *("Run stories-micro", "perplexity", "bits per byte", "pattern     ", "checklist", "done: final.pt saved"),
-        *("done: ten samples from after training", "open: stories rated", str(folder.resolve() / RUN)),
+        "Trained a model of 8,176 parameters on 768 tokens in ",
+        f"is {row['val_loss']:.3f} nats per token",
+        " bits per byte:",
+        f"among {math.exp(row['val_loss']):.1f} equally likely tokens.",
+        *(str(RUN / "loss_curve.png"), str(RUN / "report.md"), "lab notebooks/", "--source ", "--preset small"),
+    ):
+        assert part in screen, part
+    samples = [row for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]
+    stories = [" ".join(row["story"].split()) + ("" if row["ended"] else " ...") for row in samples]
+    assert all(story in " ".join(screen.split()) for story in stories[:5])
+    assert len(screen.splitlines()) < 50 and max(map(len, screen.splitlines())) <= 120
+
+
+def test_retrospective_prints_the_report(finished, here):
+    shutil.copytree(finished[0], here, dirs_exist_ok=True)
+    status, output, _ = command("retrospective")
+    assert status == 0
+    for part in (
+        "Run stories-micro",
+        "perplexity",
+        "bits per byte",
+        "pattern     ",
+        "checklist",
+        "done: final.pt saved",
     ):
         assert part in output, part
-    samples = [row for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]
-    stories = [row["story"] + ("" if row["ended"] else " ...") for row in samples]
-    assert output.endswith("five stories:\n" + "\n\n".join(stories[:5]) + "\n")
+    for part in ("done: ten samples from after training", "open: stories rated", str(here.resolve() / RUN)):
+        assert part in output, part
 
 
 def test_run_is_the_default_and_a_second_run_does_not_train_again(finished, here):
@@ -143,7 +160,7 @@ def test_run_is_the_default_and_a_second_run_does_not_train_again(finished, here
     (here / RUN / "samples.jsonl").write_text(marked)
     before = files(here / RUN) | files(here / DATA)
     status, output, _ = command()
-    assert status == 0 and "five stories:" in output
+    assert status == 0 and "Five stories:" in output
     after = files(here / RUN) | files(here / DATA)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed <= {"config.yaml", "loss_curve.png", "loss_by_tokens.png", "report.md"}, (
@@ -263,11 +280,11 @@ def test_ctrl_c_during_training_exits_130_and_the_same_command_continues(finishe
         status, output, errors = command("run")
     assert status == 130
     assert f"stopped; training is saved in {RUN / 'last.pt'}; the same command continues from there" in errors
-    assert "five stories:" not in output and "Traceback" not in errors
+    assert "Five stories:" not in output and "Traceback" not in errors
     assert load_checkpoint(here / RUN / "last.pt")["step"] == 7
 
     status, output, _ = command("run")
-    assert status == 0 and "five stories:" in output
+    assert status == 0 and "Five stories:" in output
     assert_same_model(here / RUN, finished[0] / RUN)
     samples = [row["when"] for row in read_rows(here / RUN / "samples.jsonl")]
     assert samples == ["before"] * 10 + ["after"] * 10
@@ -313,7 +330,7 @@ def test_run_and_data_are_restored_from_the_mirror_to_an_empty_folder(finished, 
     (here / "second").mkdir()
     with contextlib.chdir(here / "second"):
         status, output, _ = command("run", "--mirror", str(here / "disk" / "lab"))
-        assert status == 0 and "restored the run from " in output and "five stories:" in output
+        assert status == 0 and "restored the run from " in output and "Five stories:" in output
         assert not Path("data", "stories-micro", "stories").exists(), "restored data needs no stories"
         assert_same_model(RUN, finished[0] / RUN)
         assert read_rows(RUN / "samples.jsonl") == read_rows(finished[0] / RUN / "samples.jsonl")
@@ -495,7 +512,7 @@ def test_a_file_of_a_finished_run_that_is_missing_or_damaged_is_made_again_by_ru
     damage(here / RUN / name)
     status, output, errors = command("run")
     assert status == 0, errors
-    assert "five stories:" in output
+    assert "Five stories:" in output
     assert_same_model(here / RUN, finished[0] / RUN)
     assert load_tokenizer(here / RUN / "tokenizer.json").get_vocab_size() == 300
 
@@ -560,7 +577,7 @@ def test_a_terminal_that_is_not_utf_8_gets_every_story(finished, here):
         environment = os.environ | {"PYTHONPATH": home, "PYTHONIOENCODING": encoding}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr.decode(encoding)
-        assert "five stories:" in done.stdout.decode(encoding) and b"Traceback" not in done.stderr
+        assert "Five stories:" in done.stdout.decode(encoding) and b"Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -13,7 +13,7 @@ Mia looked under the bed and in the closet. Nothing!
 
 "I miss my red ball," Mia told her mother sadly. "Do not cry," said Mom. "Where did you see it last?"
 
-They looked once more. And there it was, in the sandbox! Mia smiled and hugged her red ball. \
+They thought hard and looked once more. And there it was, under the table! Mia smiled and hugged her red ball. \
 Mia learned that it helps to look twice."""
 
 
@@ -41,8 +41,8 @@ def test_every_built_in_story_is_without_a_fault_and_belongs_to_its_plot(readers
         (" Mia learned that it helps to look twice.", "", ["missing"]),
         ("Mia learned that it helps to look twice.", "The sun", ["cannot be said here"]),
         ("Nothing!\n\n", "Nothing! ", ["no new paragraph"]),
-        ("They looked once more.", "The sun shone.", ["cannot be said here"]),
-        ("They looked", "The sun shone. They looked", ["cannot be said here"]),
+        ("They thought hard and looked once more.", "The sun shone.", ["cannot be said here"]),
+        ("They thought", "The sun shone. They thought", ["cannot be said here"]),
     ],
 )
 def test_a_change_to_a_story_is_one_fault_of_its_kind(readers, old, new, faults):

@@ -108,7 +108,7 @@ def _run(arguments: list[str] | None) -> int:
         return status
     if options.stage in ("run", "generate"):
         print(f"\ndone in {time.perf_counter() - started:.0f} s\n")
-        print(f"{outcome_text(summary)}\n\nFive of its stories:\n" if summary else "five stories:\n")
+        print(f"{outcome_text(summary)}\n" if summary else "", "Five stories:\n", sep="\n" if summary else "")
         print("\n\n".join(_wrapped(row) for row in read_samples(lab.run_dir, "after")[: len(PROMPTS)]))
     if summary:
         print(f"\n{_next_steps(lab)}")

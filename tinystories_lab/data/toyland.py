@@ -25,6 +25,7 @@ class Plot(NamedTuple):
     """A plot, ready to write stories."""
 
     title: str
+    share: int  # how often it is chosen, compared with the others
     picks: list[list[_Row]]  # one row of each is chosen
     paragraphs: list[list[list[list[str]]]]  # of lines; a line is a list of variants, a variant a list of its wordings
 
@@ -49,6 +50,7 @@ def _generate(plots: list[Plot], count: int, seed: int) -> Iterator[str]:
     def choose(options: list) -> Any:
         return options[int(uniform() * len(options))]
 
+    plots = [plot for plot in plots for _ in range(plot.share)]
     for _ in range(count):
         plot = choose(plots)
         words = {blank: text for rows in plot.picks for blank, text in choose(rows).items()}
@@ -76,7 +78,7 @@ def _read_plot(title: str, plot: dict[str, Any]) -> Plot:
         for name, rows in (plot.get("pick") or {}).items()
     ]
     _check_blanks(title, [row for rows in picks for row in rows], set(_BLANK.findall(plot["story"])))
-    return Plot(title, picks, [_lines(text) for text in plot["story"].strip().split("\n\n")])
+    return Plot(title, plot.get("share", 1), picks, [_lines(text) for text in plot["story"].strip().split("\n\n")])
 
 
 def _check_blanks(title: str, rows: list[_Row], in_story: set[str]) -> None:
