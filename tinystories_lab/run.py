@@ -47,6 +47,31 @@ _FAST = Preset(  # the same data, tokens and size, but better training: tests/be
     model=GPTConfig(n_head=5),  # each head has 64 values
     train=TrainConfig(optimizer="normuon", muon_lr=7e-3, peak_lr=1.2e-2, beta1=0.8, warmup_steps=250, seq_len_start=64),
 )
+_SMALL = Preset(  # about ten minutes on two CPU cores, on built-in stories or on a few thousand real ones
+    name="small",
+    source="toyland",
+    max_stories=100_000,
+    tokenizer_stories=20_000,
+    max_tokens=None,
+    sample_tokens=250,
+    model=GPTConfig(vocab_size=4_096, n_layer=4, n_head=3, d_model=192, max_len=256),
+    train=TrainConfig(
+        batch_size=8,
+        seq_len=256,
+        sampling="stories",
+        total_steps=1_600,
+        warmup_steps=50,
+        optimizer="normuon",
+        muon_lr=7e-3,
+        peak_lr=1.2e-2,
+        beta1=0.8,
+        beta2=0.99,
+        log_every=20,
+        eval_every=200,
+        save_every=200,
+        keep_every=800,
+    ),
+)
 _TINY = Preset(  # built-in stories, about a minute on two CPU cores
     name="tiny",
     source="toyland",
@@ -54,13 +79,17 @@ _TINY = Preset(  # built-in stories, about a minute on two CPU cores
     tokenizer_stories=20_000,
     max_tokens=None,
     sample_tokens=200,  # a whole story
-    model=GPTConfig(vocab_size=2_048, n_layer=2, n_head=4, d_model=128, max_len=128),
+    model=GPTConfig(vocab_size=1_536, n_layer=2, n_head=2, d_model=128, max_len=256),
     train=TrainConfig(
         batch_size=8,  # with so few tokens, many small steps teach more than few large steps
-        seq_len=128,
-        total_steps=800,
-        warmup_steps=50,
-        peak_lr=5e-3,
+        seq_len=152,  # every built-in story fits
+        sampling="stories",  # so the model sees each story from its first word, and who it is about
+        total_steps=660,
+        warmup_steps=25,
+        optimizer="normuon",
+        muon_lr=0.01,
+        peak_lr=1.2e-2,
+        beta1=0.8,
         beta2=0.99,  # averages squared gradients over more steps, because the batches are small
         log_every=10,
         eval_every=100,
@@ -69,7 +98,7 @@ _TINY = Preset(  # built-in stories, about a minute on two CPU cores
         keep_every=400,
     ),
 )
-PRESETS = {preset.name: preset for preset in (_TINY, Preset(), _FAST)}
+PRESETS = {preset.name: preset for preset in (_TINY, _SMALL, Preset(), _FAST)}
 
 
 def _choose_preset(name: str = "auto") -> Preset:
