@@ -410,7 +410,7 @@ def test_help_lists_all_stages_and_options(tmp_path):
         "--data",
         "--mirror",
         "--fresh",
-        "tiny, book, fast",
+        "tiny, small, book, fast",
         "TINYSTORIES_LAB_PRESET",
     ):
         assert word in done.stdout

@@ -357,6 +357,15 @@ def test_another_version_of_the_package_reads_again(tmp_path, monkeypatch):
     assert all_of(load_stories("toyland", tmp_path, max_stories=3)[0]) == ["One.", "Two."]
 
 
+def test_built_in_stories_are_prepared_again_if_their_grammar_has_changed(tmp_path, monkeypatch, capsys):
+    load_stories("toyland", tmp_path / "data", max_stories=3)
+    (tmp_path / "toyland.yaml").write_bytes(stories.GRAMMAR.read_bytes() + b"# a comment\n")
+    monkeypatch.setattr(stories, "GRAMMAR", tmp_path / "toyland.yaml")
+    load_stories("toyland", tmp_path / "data", max_stories=3)
+    load_stories("toyland", tmp_path / "data", max_stories=3)
+    assert capsys.readouterr().out.count("the stories are prepared again: the files have changed\n") == 1
+
+
 def test_stories_stored_by_version_1_0_open(tmp_path):
     (tmp_path / "stories").mkdir()
     for split, texts in (("train", tales(2_375)), ("validation", ["Fin."])):

@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict
 from tinystories_lab import __version__
 from tinystories_lab.data.hub import texts_of
 from tinystories_lab.data.sources import HUB_REVISION, SPLITS, CleanReport, find_files, read_source
+from tinystories_lab.data.toyland import GRAMMAR
 from tinystories_lab.durability.lock import data_lock
 from tinystories_lab.files import atomic_write, cached_sha256_of, sha256_of
 from tinystories_lab.loader import BinInfo
@@ -71,6 +72,8 @@ def load_stories(
         atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
     files = find_files(source)
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if source == "toyland":
+        states = [(GRAMMAR.name, sha256_of(GRAMMAR))]
     request = {"max_stories": max_stories, "validation_share": validation_share, "seed": seed}
     request |= {"source": str(source), "path": str(Path(source).resolve()) if files else None}
     request |= {"hub": HUB_REVISION, "version": __version__}  # another version may clean or generate differently

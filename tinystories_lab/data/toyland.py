@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+GRAMMAR = Path(__file__).with_name("toyland.yaml")
+
 _Row = dict[str, str]  # blanks and the texts that fill them: {"toy": "ball", "a toy": "a ball", ...}
 _BLANK = re.compile(r"\{([^{}]+)\}")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
@@ -65,7 +67,7 @@ def _generate(plots: list[Plot], count: int, seed: int) -> Iterator[str]:
 @cache
 def load_plots() -> list[Plot]:
     """Return the plots of toyland.yaml."""
-    land = yaml.safe_load(Path(__file__).with_name("toyland.yaml").read_text(encoding="utf-8"))
+    land = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
     return [_read_plot(title, plot) for title, plot in land["plots"].items()]
 
 
