@@ -127,7 +127,7 @@ def test_run_ends_with_what_was_made_its_loss_five_stories_and_the_next_step_on_
         f"is {row['val_loss']:.3f} nats per token",
         " bits per byte:",
         f"among {math.exp(row['val_loss']):.1f} equally likely tokens.",
-        *(str(RUN / "loss_curve.png"), str(RUN / "report.md"), "lab notebooks/", "--source ", "--preset small"),
+        *(str(RUN / "loss_curve.png"), str(RUN / "report.md"), "lab notebooks/", "--source "),
     ):
         assert part in screen, part
     samples = [row for row in read_rows(folder / RUN / "samples.jsonl") if row["when"] == "after"]

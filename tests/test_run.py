@@ -179,7 +179,7 @@ def test_what_a_session_changes_in_the_config_is_recorded(tmp_path, monkeypatch)
     assert [session.get("changed") for session in config["sessions"]] == [
         None,
         None,
-        {"total_steps": [800, 1_600], "save_every": [100, 50]},
+        {"total_steps": [PRESETS["tiny"].train.total_steps, 1_600], "save_every": [100, 50]},
     ]
     assert config["train"]["total_steps"] == 1_600
 

@@ -127,8 +127,10 @@ def _next_steps(lab: Workspace) -> str:
         "loss curve": lab.run_dir / "loss_curve.png",
         "report": lab.run_dir / "report.md",
         "next": f"{jupyter} lab notebooks/ (or the badges in README.md, for Colab) shows how all of this works",
-        "": "--preset small trains for ten minutes, --source my_stories.txt trains on your own stories",
+        "": "--source my_stories.txt trains on your own stories",
     }
+    if lab.preset.name == "tiny":
+        lines[""] += ", --preset small for ten minutes"
     return "\n".join(f"{name:12}{line}" for name, line in lines.items())
 
 

@@ -59,7 +59,7 @@ _SMALL = Preset(  # about ten minutes on two CPU cores, on built-in stories or o
         batch_size=8,
         seq_len=256,
         sampling="stories",
-        total_steps=1_600,
+        total_steps=1_400,
         warmup_steps=50,
         optimizer="normuon",
         muon_lr=7e-3,
@@ -69,7 +69,7 @@ _SMALL = Preset(  # about ten minutes on two CPU cores, on built-in stories or o
         log_every=20,
         eval_every=200,
         save_every=200,
-        keep_every=800,
+        keep_every=700,
     ),
 )
 _TINY = Preset(  # built-in stories, about a minute on two CPU cores

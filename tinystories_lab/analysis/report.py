@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tinystories_lab.analysis import evaluation
+from tinystories_lab.analysis.budget import format_duration
 from tinystories_lab.analysis.diagnosis import Diagnosis, diagnose
 from tinystories_lab.analysis.memorization import Overlap, memorization_overlaps, overlap_rows
 from tinystories_lab.analysis.metrics import compare_metrics, training_words
@@ -96,7 +97,7 @@ def outcome_text(summary: RunSummary) -> str:
     choices = evaluation.perplexity(run["loss"])
     return (
         f"Trained a model of {run['parameters']:,} parameters on {run['tokens read']:,} tokens in "
-        f"{60 * run['minutes']:,.0f} s.\n"
+        f"{format_duration(60 * run['minutes'])}.\n"
         f"Its loss on stories that it has not seen is {run['loss']:.3f} nats per token ({untrained:.2f} before training), "
         f"or {run['bits per byte']:.3f} bits per byte:\n"
         f"before each token, it is as uncertain as if it chose among {choices:.1f} equally likely tokens."
