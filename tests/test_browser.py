@@ -145,16 +145,16 @@ def test_the_playground_changes_probabilities_and_stop_ends_a_story(page, addres
     expect(part["status"]).to_contain_text(re.compile("ended by itself|reached its length"))
     take_picture(page, "04_playground", playground)
 
+    with changes(part["probabilities"]):
+        part["prompt"].get_by_role("combobox").fill("Lily found a big")  # after which the model has a choice
+        part["prompt"].get_by_role("combobox").press("Enter")
+    expect(part["status"]).to_contain_text("Not generated yet: press Generate.")
     for name, key in (("temperature", "ArrowRight"), ("top_p", "ArrowLeft"), ("top_k", "Home")):
         with changes(part["probabilities"]):
             slider(part[name]).press(key)
     expect(part["probabilities"]).to_contain_text("100.0%")  # top_k is 1 now
     take_picture(page, "04_only_the_likeliest", playground)
 
-    with changes(part["probabilities"]):
-        part["prompt"].get_by_role("combobox").fill("Lily found a big")
-        part["prompt"].get_by_role("combobox").press("Enter")
-    expect(part["status"]).to_contain_text("Not generated yet: press Generate.")
     slider(part["length"]).press("End")
     expect(part["length"]).to_contain_text("500")
     part["generate"].press("Enter")  # a mouse is not needed

@@ -364,7 +364,7 @@ def test_without_a_split_in_every_name_there_is_none_and_ignored_ones_are_noted(
 def bars(monkeypatch):
     """The totals of the progress bars."""
     totals = []
-    monkeypatch.setattr(sources, "tqdm", lambda rows, total, **options: totals.append(total) or rows)
+    monkeypatch.setattr(sources, "progress", lambda rows, total, **options: totals.append(total) or rows)
     return totals
 
 
