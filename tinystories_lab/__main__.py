@@ -5,13 +5,24 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import time
 import warnings
 from pathlib import Path
 
-try:  # this takes two seconds, in which Ctrl-C should be answered, too
+
+def _exit_at_once(number: int, _: object) -> None:
+    """End the process. A KeyboardInterrupt inside `import torch` can be lost, or become another error."""
+    print("\nstopped before the first stage", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+_before = signal.getsignal(signal.SIGINT)
+try:  # the imports take two seconds, in which Ctrl-C should be answered, too
+    with contextlib.suppress(ValueError):  # outside of the main thread, which alone gets signals
+        signal.signal(signal.SIGINT, _exit_at_once)
     import torch
 
     from tinystories_lab.analysis.evaluation import read_samples
@@ -22,9 +33,9 @@ try:  # this takes two seconds, in which Ctrl-C should be answered, too
     from tinystories_lab.files import Row
     from tinystories_lab.pipeline import COMMANDS, STAGES, has_data, move_aside, restore, update_mirror, write_results
     from tinystories_lab.run import PRESET_VARIABLE, PRESETS, Workspace, plan_workspace
-except KeyboardInterrupt:
-    print("\nstopped before the first stage", file=sys.stderr)
-    sys.exit(130)
+finally:
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, _before)
 
 
 def main(arguments: list[str] | None = None) -> int:
