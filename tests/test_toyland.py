@@ -179,6 +179,25 @@ def test_every_plot_has_its_own_hero_who_is_named_in_the_beginning_and_in_the_en
     assert len(heroes) == len(toyland.load_plots())
 
 
+@pytest.mark.parametrize(
+    ("pronouns", "others"),
+    [
+        (
+            {"she", "her", "herself"},
+            "Mia|Anna|Sara|Pip|Luna|Emma|Lucy|Nora|Rosie|Shelly|Lily|Kate|Rosa|Grandma|Mom|aunt",
+        ),
+        (
+            {"he", "him", "his", "himself"},
+            "Tom|Ben|Hoppy|Bruno|Max|Leo|Zip|Sam|Tiger|Jack|Buddy|Rusty|Peter|Dad|Grandpa|brother|boy|musician",
+        ),
+    ],
+)
+def test_a_pronoun_is_used_only_in_stories_in_which_somebody_has_it(stories, pronouns, others):
+    for story in stories:
+        if pronouns & set(words_of(story)):
+            assert re.search(rf"\b({others})\b", story), story
+
+
 @pytest.mark.parametrize("count", [-1, 1.5, "3", None])
 def test_a_count_or_seed_that_is_not_an_integer_raises_a_value_error_at_the_call(count):
     with pytest.raises(ValueError, match=r"^count must be an integer of 0 or more, not .*\.$"):

@@ -119,7 +119,9 @@ def _run(arguments: list[str] | None) -> int:
         return status
     if options.stage in ("run", "generate"):
         print(f"\ndone in {time.perf_counter() - started:.0f} s\n")
-        print(f"{outcome_text(summary)}\n" if summary else "", "Five stories:\n", sep="\n" if summary else "")
+        if summary:
+            print(f"{outcome_text(summary)}\n")
+        print("Five stories:\n")
         print("\n\n".join(_wrapped(row) for row in read_samples(lab.run_dir, "after")[: len(PROMPTS)]))
     if summary:
         print(f"\n{_next_steps(lab)}")
@@ -147,21 +149,19 @@ def _next_steps(lab: Workspace) -> str:
 
 def _run_stages(lab: Workspace, stage: str, fresh: bool) -> RunSummary | None:
     """Run one stage, or all that are needed if it is "run". Return the summary of a whole run."""
-    summary = None
     print(f"preset {lab.preset.name}, source {lab.source}: {lab.data_dir} -> {lab.run_dir}")
     if rank() == 0:
         for aside in move_aside(lab) if fresh else []:
             print(f"the old run was moved aside to {aside}")
         restore(lab)
     broadcast(None)  # the other ranks wait until the data is there
-    stages = list(STAGES.values()) if stage == "run" else [COMMANDS[stage]]
+    *all_but_last, _ = STAGES.values()  # instead of the last one, `run` prints less
+    stages = all_but_last if stage == "run" else [COMMANDS[stage]]
     if stage == "run" and has_data(lab) and not (lab.data_dir / "stories").exists():
         stages = stages[2:]  # the data was restored, so its stories are not needed
     for run_stage in stages:
-        if stage == "run" and run_stage is STAGES["retrospective"]:
-            summary = write_results(lab)
-        else:
-            run_stage(lab)
+        run_stage(lab)
+    summary = write_results(lab) if stage == "run" else None
     if rank() == 0:
         update_mirror(lab)
     return summary

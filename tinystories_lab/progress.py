@@ -23,4 +23,4 @@ def progress(*args: Any, **settings: Any) -> tqdm:
     """Return tqdm's bar for these arguments. If stderr is a file, where no bar can move, it prints lines instead."""
     if "ipykernel" in sys.modules or sys.stderr.isatty():
         return tqdm(*args, **settings)
-    return tqdm(*args, **{"mininterval": _SECONDS} | settings, file=_Lines(), delay=_SECONDS, ncols=0)
+    return tqdm(*args, **settings, file=_Lines(), mininterval=_SECONDS, delay=_SECONDS, ncols=0)

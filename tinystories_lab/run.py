@@ -47,31 +47,6 @@ _FAST = Preset(  # the same data, tokens and size, but better training: tests/be
     model=GPTConfig(n_head=5),  # each head has 64 values
     train=TrainConfig(optimizer="normuon", muon_lr=7e-3, peak_lr=1.2e-2, beta1=0.8, warmup_steps=250, seq_len_start=64),
 )
-_SMALL = Preset(  # about ten minutes on two CPU cores, on built-in stories or on a few thousand real ones
-    name="small",
-    source="toyland",
-    max_stories=100_000,
-    tokenizer_stories=20_000,
-    max_tokens=None,
-    sample_tokens=250,
-    model=GPTConfig(vocab_size=4_096, n_layer=4, n_head=3, d_model=192, max_len=256),
-    train=TrainConfig(
-        batch_size=8,
-        seq_len=256,
-        sampling="stories",
-        total_steps=1_400,
-        warmup_steps=50,
-        optimizer="normuon",
-        muon_lr=7e-3,
-        peak_lr=1.2e-2,
-        beta1=0.8,
-        beta2=0.99,
-        log_every=20,
-        eval_every=200,
-        save_every=200,
-        keep_every=700,
-    ),
-)
 _TINY = Preset(  # built-in stories, about a minute on two CPU cores
     name="tiny",
     source="toyland",
@@ -96,6 +71,25 @@ _TINY = Preset(  # built-in stories, about a minute on two CPU cores
         eval_batches=12,
         save_every=100,
         keep_every=400,
+    ),
+)
+_SMALL = replace(  # about ten minutes on two CPU cores, on built-in stories or on thousands of real ones
+    _TINY,
+    name="small",
+    max_stories=100_000,
+    sample_tokens=250,
+    model=GPTConfig(vocab_size=4_096, n_layer=4, n_head=3, d_model=192, max_len=256),
+    train=replace(
+        _TINY.train,
+        seq_len=256,
+        total_steps=1_400,
+        warmup_steps=50,
+        muon_lr=7e-3,
+        log_every=20,
+        eval_every=200,
+        eval_batches=20,
+        save_every=200,
+        keep_every=700,
     ),
 )
 PRESETS = {preset.name: preset for preset in (_TINY, _SMALL, Preset(), _FAST)}

@@ -248,7 +248,7 @@ def train(
     shared = {"batch_size": config.batch_size, "seq_len": config.seq_len, "device": device}
     shared |= {"vocab_size": model_config.vocab_size, "tokenizer_sha256": sha256, "eos_id": eos_id(tokenizer)}
     loader = BinLoader(data_dir / "train.bin", seed=config.seed, sampling=config.sampling, **shared)
-    val_sampling = "stories" if config.sampling == "stories" else "shuffle"
+    val_sampling = "stories" if config.sampling == "stories" else "shuffle"  # a model is judged on what it has learned
     val_loader = BinLoader(data_dir / "val.bin", sampling=val_sampling, **shared)
     model, data_sha256 = new_model(model_config, config.seed).to(device), cached_sha256_of(data_dir / "train.bin")
     state = TrainState.new(model, config, dtype, tokenizer_sha256=sha256, data_sha256=data_sha256)

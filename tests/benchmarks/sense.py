@@ -60,9 +60,7 @@ class PlotReader:
                 wordings = dict.fromkeys(wording for variant in line for wording in variant)
                 sentences = max(len(_SENTENCE.findall(wording)) for wording in wordings)
                 self.lines.append(_Line(paragraph, tuple(filter(None, wordings)), sentences, "" in wordings))
-        self.fills: dict[
-            str, tuple[int, dict[str, frozenset[int]]]
-        ] = {}  # blank -> its pick, and the rows of each text
+        self.fills: dict[str, tuple[int, dict[str, frozenset[int]]]] = {}  # for each blank: its pick, its texts' rows
         for pick, rows in enumerate(plot.picks):
             for blank in {blank for row in rows for blank in row}:
                 texts: dict[str, set[int]] = {}
