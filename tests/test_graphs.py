@@ -125,6 +125,23 @@ def test_memory_that_runs_out_after_a_failed_capture_splits_the_batch(run, tmp_p
     assert rows[-1]["step"] == 18
 
 
+def test_a_capture_gets_inputs_of_the_same_strides_as_the_calls_before_it(run, tmp_path, graphs):
+    """With other strides, a compiled model would be compiled again, which a capture does not permit."""
+    layouts = {}
+
+    def watched(model, ids, targets=None, cache=None):
+        if targets is not None and torch.is_grad_enabled():
+            layouts.setdefault(ids.shape, set()).add((is_recording(), (ids.stride(), targets.stride())))
+        return forward(model, ids, targets, cache)
+
+    graphs.setattr(GPTMini, "forward", watched)
+    list(run(tmp_path, **GROWING))
+    assert len(layouts) == 3
+    for shape, found in layouts.items():
+        assert {recording for recording, _ in found} == {True, False}
+        assert len({strides for _, strides in found}) == 1, shape
+
+
 def test_float16_makes_no_graph_because_its_scaler_waits_for_the_gpu(run, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -92,8 +92,10 @@ class GraphedCall:
     """Calls a function of tensors, which on a GPU becomes a CUDA graph: one launch instead of one per kernel.
 
     The first three calls run the function. Then it is captured, and each call replays its kernels without Python. So
-    every call must do the same to the same memory, and must not wait for the GPU. Only inputs and results are copied. If
-    the capture fails, and where there are no such graphs (see `has_cuda_graphs`), all calls run the function.
+    every call must do the same to the same memory, and must not wait for the GPU. Only inputs and results are copied.
+    Inputs must be contiguous, as their copies are: a compiled model would be compiled again for other strides, which
+    cannot happen in a capture. If the capture fails, and where there are no such graphs (see `has_cuda_graphs`), all
+    calls run the function.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], device: torch.device) -> None:
@@ -127,6 +129,8 @@ class GraphedCall:
             self._graph = graph
         except Exception as error:  # out of memory, or an operation that waits for the GPU
             self._stream = None
+            for generator in torch.cuda.default_generators:  # a failed capture leaves them unusable
+                generator.graphsafe_set_state(generator.clone_state())
             warnings.warn(
                 f"no CUDA graph could be made ({_first_line(error)}): continuing, but more slowly", stacklevel=3
             )

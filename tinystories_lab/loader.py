@@ -145,7 +145,7 @@ class BinLoader:
         windows = self._ids.unfold(0, seq_len + 1, 1)  # every window with the token that follows it, as a view
         ids = windows[_to_device(torch.from_numpy(starts), self._ids.device)]
         ids = _to_device(ids, self.device).long() & 0xFFFF  # from int16 back to uint16
-        return ids[:, :-1], ids[:, 1:]
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()  # a copy of them has the same strides, see GraphedCall
 
     def _draw_starts(self, block: int, rows: int, seq_len: int) -> np.ndarray:
         """Return where the windows of 64 consecutive steps start, (64, rows)."""

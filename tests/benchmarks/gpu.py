@@ -349,10 +349,13 @@ def main() -> None:
         make_data(Path(folder))
         for part in options.parts or PARTS:
             given = [f"--{name}={path.resolve()}" for name in ("peers", "stories") if (path := getattr(options, name))]
-            command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.gpu", part, f"--data={folder}", *given]
+            command = [sys.executable, "-m", "tests.benchmarks.gpu", part, f"--data={folder}", *given]
             started, left = time.perf_counter(), deadline - time.monotonic()
             try:
                 status = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=max(1, left))
+                for line in status.stderr.splitlines():
+                    if "UserWarning" in line:
+                        say(part, f"warning: {line.partition('UserWarning: ')[2]}")
                 for line in status.stderr.strip().splitlines()[-3:] if status.returncode else []:
                     say(part, f"failed: {line}")
             except subprocess.TimeoutExpired:
