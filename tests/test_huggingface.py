@@ -4,17 +4,20 @@ import json
 import math
 import re
 import shutil
+import struct
 from dataclasses import asdict, replace
 from html import unescape
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tokenizers import SentencePieceBPETokenizer
+from tokenizers import SentencePieceBPETokenizer, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.func import functional_call
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, pipeline
@@ -26,6 +29,7 @@ from tinystories_lab.data.text import PROMPTS
 from tinystories_lab.files import read_rows
 from tinystories_lab.generate import generate, generate_samples, stream
 from tinystories_lab.integrations.huggingface import export_hugging_face, load_llama, load_llama_tokenizer
+from tinystories_lab.integrations.llama2c import load_llama2c, load_llama2c_tokenizer
 from tinystories_lab.model import GPTConfig, new_model
 from tinystories_lab.notebook.playground import story_playground
 from tinystories_lab.run import save_config
@@ -226,6 +230,49 @@ def test_a_llama_from_elsewhere_gives_the_logits_that_it_gives_in_transformers(t
         assert ours(IDS, IDS)[1].item() == pytest.approx(loss.item(), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "settings"),
+    [
+        (8, 4, 64, {"num_hidden_layers": 5, "vocab_size": 512}),  # llama2.c's stories260K
+        (9, 3, 72, {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}, "head_dim": 8}),  # SmolLM2's ratio
+        (4, 1, 32, {"tie_word_embeddings": False}),
+    ],
+)
+def test_query_heads_that_share_key_value_heads_give_the_logits_and_tokens_of_transformers(
+    tmp_path, heads, kv_heads, width, settings
+):
+    shape = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    theirs, ours = llama(tmp_path, **shape | settings), load_llama(tmp_path).double()
+    assert difference(ours, theirs) < 1e-4
+    repeated = 2 * (heads - kv_heads) * width * width // heads  # the rows of keys and values that are added in a layer
+    assert ours.count_parameters() == theirs.num_parameters() + ours.config.n_layer * repeated
+    prompt = IDS[1, :3].tolist()
+    made = theirs.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None)
+    assert made[0].tolist() == prompt + greedy(ours, prompt, stop_id=None)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_in_several_files_or_in_half_precision_are_those_of_one_file(tmp_path, suffix):
+    llama(tmp_path, torch.float16, num_key_value_heads=1, tie_word_embeddings=False)
+    one, tensors = load_llama(tmp_path), load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    for part in range(3):
+        names = sorted(tensors)[part::3]
+        stem, write = ("model", save_file) if suffix == "safetensors" else ("pytorch_model", torch.save)
+        path = tmp_path / f"{stem}-0000{part + 1}-of-00003.{suffix}"
+        write({name: tensors[name] for name in names}, path)
+    several = load_llama(tmp_path)
+    assert several.config == one.config and several.tok_emb.weight.dtype == torch.float32
+    weights = one.state_dict()
+    assert all(torch.equal(weight, weights[key]) for key, weight in several.state_dict().items())
+    path.unlink()
+    with pytest.raises(ValueError, match=f"lacks '({'|'.join(names)})'"):
+        load_llama(tmp_path)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="has no readable Llama"):
+        load_llama(tmp_path)
+
+
 def test_an_output_head_that_equals_the_embedding_is_the_embedding(folder, tmp_path):
     for settings in ({}, {"tie_word_embeddings": False}):
         head = lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}  # noqa: E731
@@ -242,10 +289,12 @@ def test_settings_that_a_config_lacks_have_the_defaults_of_llama(run_dir, tmp_pa
 
 
 def test_a_model_that_gptmini_does_not_support_is_refused_and_all_reasons_are_named(folder, tmp_path):
-    several = {"hidden_act": "gelu", "num_key_value_heads": 1, "head_dim": 8, "attention_bias": True, "mlp_bias": True}
-    reasons = "hidden_act is gelu, not silu; num_key_value_heads is 1, not 4; head_dim is 8, not 16; attention_bias is "
+    several = {"hidden_act": "gelu", "num_key_value_heads": 3, "head_dim": 8, "attention_bias": True, "mlp_bias": True}
+    reasons = "hidden_act is gelu, not silu; num_key_value_heads is 3, not a divisor of 4; head_dim is 8, not 16; "
     for settings, named in (
-        (several, reasons + "True, not False; mlp_bias is True, not False; choose another"),
+        (several, reasons + "attention_bias is True, not False; mlp_bias is True, not False; choose another"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0, not a divisor of 4"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config is {'load_in_8bit': True}, not None"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is linear, not default"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is linear, not default"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type is llama3, not default"),
@@ -256,7 +305,7 @@ def test_a_model_that_gptmini_does_not_support_is_refused_and_all_reasons_are_na
             load_llama(change(folder, tmp_path, **settings))
         assert named in str(refused.value)
     llama(tmp_path, num_key_value_heads=1, attention_bias=True, hidden_act="gelu")
-    with pytest.raises(ValueError, match=r"act is gelu, .*heads is 1, .*attention_bias is True, .*q_proj\.bias"):
+    with pytest.raises(ValueError, match=r"act is gelu, .*attention_bias is True, .*q_proj\.bias"):
         load_llama(tmp_path)
 
 
@@ -265,6 +314,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(folder, tmp_path):
         (lambda t: t | {"model.layers.1.mlp.up_proj.bias": torch.ones(176)}, {}, "model.layers.1.mlp.up_proj.bias"),
         (lambda t: {name: t[name] for name in t if "1.mlp.up" not in name}, {}, "lacks 'model.layers.1.mlp.up_proj"),
         (lambda t: t | {"model.norm.weight": torch.ones(63)}, {}, "['model.norm.weight'] (63,)"),
+        (lambda t: t, {"num_key_value_heads": 2}, "['model.layers.0.self_attn.k_proj.weight'] (64, 64)"),
         (lambda t: t, {"tie_word_embeddings": False}, "lacks 'lm_head.weight'"),
     ):
         with pytest.raises(ValueError, match="hf") as refused:
@@ -405,3 +455,115 @@ def test_bits_per_byte_on_the_same_texts_compare_models_with_other_tokenizers(gu
     beyond = "cat " * 40
     seen = tokenizer.decode(tokenizer.encode(beyond, add_special_tokens=False).ids[:20])
     assert text_bits_per_byte(model, tokenizer, [beyond]) == pytest.approx(text_bits_per_byte(model, tokenizer, [seen]))
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_guests_prompts_start_with_the_token_that_they_start_with_in_transformers(tmp_path, guest, adds_bos):
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": not adds_bos}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(special | {"tokenizer_class": "LlamaTokenizerFast"}))
+    tokenizer = Tokenizer.from_str(guest[1].to_str())
+    if not adds_bos:
+        tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours, theirs = load_llama_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ids = encode_prompt(ours, "Once upon")
+    assert ids == theirs("Once upon").input_ids and (ids[0] == 1) == adds_bos
+
+
+def rotate_pairs(x):
+    """Rotate the pairs (2i, 2i + 1) of x (T, D) by their positions' angles, as complex numbers."""
+    T, D = x.shape
+    turns = torch.polar(
+        torch.ones(()).double(), torch.arange(T)[:, None] / 10_000 ** (torch.arange(0, D, 2) / D).double()
+    )
+    return torch.view_as_real(torch.view_as_complex(x.view(T, D // 2, 2)) * turns).flatten(1)
+
+
+def llama2c_logits(weights, layers, heads, kv_heads, ids):
+    """Return the logits (T, V) as llama2.c computes them: one head and one token at a time, pairs beside each other."""
+    norm = lambda x, scale: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * scale  # noqa: E731
+    embed, *stacked, last, head = weights
+    x = embed[ids]
+    for attention, wq, wk, wv, wo, ffn, w1, w2, w3 in (tuple(it[layer] for it in stacked) for layer in range(layers)):
+        h = norm(x, attention)
+        qs, ks, vs = (h @ it.T for it in (wq, wk, wv))
+        D, joined = qs.shape[1] // heads, []
+        for one in range(heads):
+            shared = one * kv_heads // heads
+            q = rotate_pairs(qs[:, one * D : one * D + D])
+            k, v = rotate_pairs(ks[:, shared * D : shared * D + D]), vs[:, shared * D : shared * D + D]
+            rows = [(q[t] @ k[: t + 1].T / D**0.5).softmax(-1) @ v[: t + 1] for t in range(len(ids))]
+            joined.append(torch.stack(rows))
+        x = x + torch.cat(joined, dim=1) @ wo.T
+        h = norm(x, ffn)
+        gate = h @ w1.T
+        x = x + (gate * gate.sigmoid() * (h @ w3.T)) @ w2.T
+    return norm(x, last) @ head.T
+
+
+@pytest.mark.parametrize(("kv_heads", "shared_head"), [(4, True), (2, False), (1, True)])
+def test_a_model_of_llama2c_gives_the_logits_of_its_own_layout(tmp_path, kv_heads, shared_head):
+    C, hidden, layers, heads, vocab, max_len = 32, 40, 2, 4, 50, 16
+    kv, generator = C // heads * kv_heads, torch.Generator().manual_seed(1)
+    shapes = [(vocab, C), (layers, C), (layers, C, C), (layers, kv, C), (layers, kv, C), (layers, C, C), (layers, C)]
+    shapes += [(layers, hidden, C), (layers, C, hidden), (layers, hidden, C), (C,), (vocab, C)]
+    weights = [
+        0.4 * torch.randn(shape, generator=generator) + (shape[-1:] == shape[1:] or len(shape) == 1) for shape in shapes
+    ]
+    tables = torch.randn(max_len, C // heads)  # llama2.c ignores them as well
+    stored = [*weights[:-1], tables] + ([] if shared_head else weights[-1:])
+    header = struct.pack("<7i", C, hidden, layers, heads, kv_heads, vocab if shared_head else -vocab, max_len)
+    path = tmp_path / "stories.bin"
+    path.write_bytes(header + b"".join(it.numpy().tobytes() for it in stored))
+    model, ids = load_llama2c(path), torch.randint(vocab, (max_len,), generator=generator)
+    assert (model.config.tie_embeddings, model.config.max_len, model.training) == (shared_head, max_len, False)
+    weights[-1] = weights[0] if shared_head else weights[-1]
+    expected = llama2c_logits([it.double() for it in weights], layers, heads, kv_heads, ids)
+    with torch.no_grad():
+        assert (model.double()(ids[None])[0][0] - expected).abs().max() < 1e-4
+    for damaged, named in (
+        (path.read_bytes()[:-4], "weights, and its header requires"),
+        (header[:20], "unpack requires"),
+        (struct.pack("<Ii", 0x616B3432, 1) + header, "d_model is 1"),  # the mark of the later formats
+        (struct.pack("<7i", C, hidden, layers, heads, 3, vocab, max_len), "4 query heads cannot share 3"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"stories\.bin is not a model in llama2\.c's first format .*{named}"):
+            load_llama2c(path)
+    for load in (load_llama2c, load_llama2c_tokenizer):
+        with pytest.raises(FileNotFoundError, match=r"there is no .*none\.bin: download it"):
+            load(tmp_path / "none.bin")
+
+
+def test_a_tokenizer_of_llama2c_merges_the_best_pair_first_and_stories_start_and_end_with_the_same_token(tmp_path):
+    rng, letters = np.random.default_rng(0), " éabcno,"
+    merged = {"".join(rng.choice(list(letters), size)) for size in (2, 2, 2, 3, 3, 4, 5) for _ in range(60)}
+    tokens = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(merged), *letters]
+    scores = [0.0] * 259 + (-rng.permutation(len(tokens) - 259)).astype(float).tolist()
+    content = [
+        struct.pack("<fI", score, len(it.encode())) + it.encode() for it, score in zip(tokens, scores, strict=True)
+    ]
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(struct.pack("<I", max(len(it.encode()) for it in tokens)) + b"".join(content))
+    tokenizer, ids = load_llama2c_tokenizer(path), {token: token_id for token_id, token in enumerate(tokens)}
+
+    def encode(text):
+        """Merge the neighbours whose union has the highest score, until no union is a token."""
+        parts = [byte for it in f" {text}" for byte in ([it] if it in ids else [f"<0x{b:02X}>" for b in it.encode()])]
+        while pairs := [(-scores[ids[a + b]], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ids]:
+            at = min(pairs)[1]
+            parts[at : at + 2] = ["".join(parts[at : at + 2])]
+        return [1, *(ids[part] for part in parts)]
+
+    for text in (
+        "a",
+        "once, a can",
+        "naïve 猫\n b  c",
+        *("".join(rng.choice(list(letters), 40)).strip() for _ in range(30)),
+    ):
+        assert encode_prompt(tokenizer, text) == encode(text.rstrip(" ")) and tokenizer.decode(encode(text)) == text
+    assert encode_prompt(tokenizer, "") == [1] and eos_id(tokenizer) == 1
+    for damaged in (path.read_bytes()[:-1], b"\4\0\0\0"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"tokenizer\.bin is not a tokenizer of llama2\.c \(it ends within token"):
+            load_llama2c_tokenizer(path)

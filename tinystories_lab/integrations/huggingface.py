@@ -53,26 +53,32 @@ _CARD_METADATA = {  # for the data sets whose licence is known
 def load_llama(folder: str | Path, device: str | torch.device = "cpu") -> GPTMini:
     """Return the Llama in `folder` as a GPTMini on `device`, in float32 and evaluation mode. `~` is the home folder.
 
-    The folder was written by `export_hugging_face`, or it has a small Llama saved as model.safetensors. Raises
-    FileNotFoundError if a file is missing, and ValueError if a file is damaged or the model has what GPTMini does not
-    support: another activation, grouped-query attention, biases or scaled positions.
+    The folder was written by `export_hugging_face`, or it has a small Llama saved as .safetensors or .bin. Key-value
+    heads that several query heads share (grouped-query attention) are repeated: GPTMini then computes the same logits,
+    with more parameters. Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged or the model
+    has what GPTMini does not support: another activation, biases, scaled positions or quantized weights.
     """
     folder = Path(os.path.expanduser(folder))
     if not folder.is_dir():
         name = folder if len(folder.parts) == 2 and not folder.is_absolute() else "owner/name"
         advice = f"for a model on the Hub, run `hf download {name} --local-dir guest` first, and choose guest"
         raise FileNotFoundError(f"there is no folder {folder}, and models are read from this machine only: {advice}")
-    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
-    for path in (config_path, weights_path):
+    parts = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    for path in (folder / "config.json", *(parts or [folder / "model.safetensors"])):
         if not path.is_file():
             advice = "choose a folder that `export` wrote, or a Llama saved as model.safetensors"
             raise FileNotFoundError(f"there is no {path}: {advice}")
     needed = {"model_type": "llama"}
     try:
-        settings, tensors = _read_settings(config_path), load_file(weights_path)
+        settings, tensors = _read_settings(folder / "config.json"), {}
+        for path in parts:
+            tensors |= load_file(path) if path.suffix == ".safetensors" else load_checkpoint(path, keys=set())
         if settings["model_type"] == "llama":  # other types of models name their settings differently
             config = GPTConfig(**{ours: settings[theirs] for ours, theirs in _CONFIG_NAMES.items()})
-            needed = _llama_settings(config) | {"rope_type": "default", "biases": []}
+            needed = _llama_settings(config) | {"rope_type": "default", "quantization_config": None, "biases": []}
+            kv_heads = settings.get("num_key_value_heads", config.n_head)
+            divisors = [n for n in range(1, config.n_head + 1) if config.n_head % n == 0]
+            needed["num_key_value_heads"] = kv_heads if kv_heads in divisors else f"a divisor of {config.n_head}"
     except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{folder} has no readable Llama ({error!r}): download or export it again") from error
     found = needed | settings | {"biases": sorted(name for name in tensors if name.endswith(".bias"))}
@@ -80,13 +86,14 @@ def load_llama(folder: str | Path, device: str | torch.device = "cpu") -> GPTMin
     if unsupported:
         reasons = "; ".join(unsupported)
         raise ValueError(f"GPTMini does not support the model in {folder}: {reasons}; choose another model")
-    if replace(config, hidden=None).d_hidden == config.hidden:
-        config = replace(config, hidden=None)  # as in GPTMini's own configs
-    return model_from_checkpoint(_to_checkpoint(config, tensors, weights_path), device)
+    return model_from_llama(config, kv_heads, tensors, folder, device)
 
 
 def load_llama_tokenizer(folder: str | Path) -> Tokenizer:
-    """Return the tokenizer in the folder of a Llama. Raises FileNotFoundError or ValueError if it cannot be read."""
+    """Return the tokenizer in the folder of a Llama. Raises FileNotFoundError or ValueError if it cannot be read.
+
+    As in transformers, tokenizer.json alone decides whether a text starts with a token such as <s>.
+    """
     path = Path(os.path.expanduser(folder)) / "tokenizer.json"
     try:
         return load_tokenizer(path)
@@ -135,22 +142,35 @@ def _to_llama(config: GPTConfig, weights: dict[str, Tensor]) -> dict[str, Tensor
     return tensors
 
 
-def _to_checkpoint(config: GPTConfig, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """Return a Llama's tensors as a checkpoint. Raises ValueError if one is missing or has the wrong shape."""
+def model_from_llama(
+    config: GPTConfig, kv_heads: int, tensors: dict[str, Tensor], source: Path, device: str | torch.device
+) -> GPTMini:
+    """Return a GPTMini on `device` with a Llama's tensors. `source` is their file or folder, for errors.
+
+    The Llama has `kv_heads` key-value heads per layer. Raises ValueError if a tensor is missing or has the wrong shape.
+    """
     with torch.device("meta"):
         expected = _to_llama(config, GPTMini(config).state_dict())
+    shared = [name for name in expected if name.endswith(("k_proj.weight", "v_proj.weight"))]
+    for name in shared:
+        expected[name] = expected[name][: config.d_model // config.n_head * kv_heads]
     try:
         wrong = [name for name, tensor in expected.items() if tensors[name].shape != tensor.shape]
     except KeyError as error:
-        raise ValueError(f"{path} lacks {error}, which config.json requires: download or export it again") from error
+        raise ValueError(f"{source} lacks {error}, which its config requires: download or export it again") from error
     if wrong:
         found = ", ".join(f"{[name]} {tuple(tensors[name].shape)}" for name in wrong)
-        raise ValueError(f"{path} does not fit config.json: {found}; download or export it again")
+        raise ValueError(f"{source} does not fit its config: {found}; download or export it again")
+    for name in shared:  # query heads 0, 1, ... share the first key-value head, so each head is repeated in place
+        heads = tensors[name].unflatten(0, (kv_heads, -1))
+        tensors[name] = heads.repeat_interleave(config.n_head // kv_heads, dim=0).flatten(0, 1)
     weights = {ours: torch.cat([tensors[it] for it in theirs]) for ours, theirs in _weight_names(config).items()}
     if not config.tie_embeddings and weights["head.weight"].equal(weights["tok_emb.weight"]):  # one matrix, saved twice
         config = replace(config, tie_embeddings=True)
         del weights["head.weight"]
-    return {"model_config": asdict(config), "model": weights}
+    if replace(config, hidden=None).d_hidden == config.hidden:
+        config = replace(config, hidden=None)  # as in GPTMini's own configs
+    return model_from_checkpoint({"model_config": asdict(config), "model": weights}, device)
 
 
 def export_hugging_face(run_dir: str | Path, out_dir: str | Path) -> Path:
