@@ -185,7 +185,9 @@ def test_under_torchrun_the_command_line_trains_one_run_and_one_process_writes_a
     assert_same_run(run_dir, alone)  # also: each row was written once
     assert done.stdout.count("finished:") == 1, "one process speaks for all"
     assert "shut down" not in done.stderr, "gloo's threads may still hold tensors then, and abort"
-    expected = {path.name for path in alone.iterdir()} | {"config.yaml", "samples.jsonl"}
+    kept = [row["step"] for row in read_rows(run_dir / "timelapse.jsonl")]
+    assert kept == [0, 1, 2, 6, 12], "one process generates, and the other one waits for it"
+    expected = {path.name for path in alone.iterdir()} | {"config.yaml", "samples.jsonl", "timelapse.jsonl"}
     assert {path.name for path in run_dir.iterdir()} - {".lock"} == expected
 
 

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from tinystories_lab.analysis.evaluation import read_samples, run_results, save_samples
 from tinystories_lab.analysis.report import RunSummary, summarize_run, summary_text, write_report
+from tinystories_lab.analysis.timelapse import keep_story
 from tinystories_lab.checkpoint import load_model
 from tinystories_lab.data.sources import CleanReport
 from tinystories_lab.data.stories import StoryTexts, load_stories, open_stories
@@ -110,15 +112,16 @@ def train_run(
     """Train the run of a workspace, or resume it. Yield the rows of `train`.
 
     It adds what keeps a run safe: a lock for one session at a time, config.yaml, the mirror, and Ctrl-C and termination
-    signals that wait for the end of a step. With a mirror, each row has mirrored_step, the newest step there. The loop
-    raises BlockingIOError if another session trains this run, and all that `train` raises.
+    signals that wait for the end of a step; and the time-lapse (see `keep_story`). With a mirror, each row has
+    mirrored_step, the newest step there. The loop raises BlockingIOError if another session trains this run, and all
+    that `train` raises.
     """
     mirror, trouble = None, None
     if lab.mirror_root and rank() == 0:
         mirror = Mirror(lab.run_dir, lab.data_dir, lab.mirror_root)
     with run_lock(lab.run_dir) if rank() == 0 else nullcontext(), graceful_shutdown() as shutdown:
         hooks = {"after_save": mirror.update, "checkpoint": mirror.restore()} if mirror else {}
-        hooks["should_stop"] = shutdown.requested
+        hooks |= {"should_stop": shutdown.requested, "after_row": partial(keep_story, lab)}
         rows = train(lab.run_dir, lab.data_dir, lab.model_config, lab.preset.train, device, dtype, **hooks)
         if rank() == 0:
             save_config(lab)

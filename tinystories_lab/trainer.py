@@ -216,6 +216,7 @@ def train(
     dtype: torch.dtype | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     after_save: Callable[[], None] = lambda: None,
+    after_row: Callable[[GPTMini, Row], None] = lambda model, row: None,
     checkpoint: dict[str, Any] | None = None,
 ) -> Iterator[Row]:
     """Train the run in `run_dir`, or resume it. Yield log rows and append them to loss.jsonl.
@@ -224,7 +225,8 @@ def train(
     every `log_every` steps and at each evaluation: step (steps finished), train_loss (nats per token of that step's
     batch, before the update), val_loss (at evaluations, after the update), lr, grad_norm, tokens (read so far),
     tokens_per_second, seconds (of training, over all sessions), eta_seconds, skipped_updates and loss_scale (both for
-    float16), and resumed_from (in the first row after a resume).
+    float16), and resumed_from (in the first row after a resume). Then `after_row(model, row)` is called, also in a new
+    run before step 1 with step 0 and 0 tokens. It must not change the model, and its time is not training time.
 
     last.pt is saved every `save_every` steps, at each evaluation, after `save_minutes`, if `should_stop()` returns true
     (it is called once per step), and if the caller leaves the loop. Then `after_save` is called. A failed save is a
@@ -259,7 +261,7 @@ def train(
     if checkpoint := broadcast(checkpoint):
         state.restore(checkpoint)
         _report_resume(state, checkpoint)
-    return _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save)
+    return _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save, after_row)
 
 
 def _report_resume(state: TrainState, checkpoint: dict[str, Any]) -> None:
@@ -284,7 +286,7 @@ def _report_resume(state: TrainState, checkpoint: dict[str, Any]) -> None:
         print(f"{changed}, which changes the schedule: the next step's learning rate is {rates}")
 
 
-def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save) -> Iterator[Row]:
+def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, after_save, after_row) -> Iterator[Row]:
     """The loop of `train`: learning rate, batch, forward, backward, clip, step, log, evaluate, save."""
     config, model, plain = state.config, state.model, wrap_ddp(state.model)
     log, unwritten = run_dir / "loss.jsonl", []  # rows stay unwritten for a while if the disk is full
@@ -312,6 +314,8 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
             row["val_loss"] = evaluate(model, val_loader, eval_batches, state.dtype, state.config.grad_accum_steps)
         unwritten.append(row)
         _write_rows(unwritten, log)
+        if row["step"] == state.step:
+            after_row(model, row)
         return row
 
     def is_best(row: Row) -> bool:
@@ -328,6 +332,8 @@ def _train_loop(state, loader, val_loader, tokenizer, run_dir, should_stop, afte
                 writer.save("best.pt", state.model_checkpoint())
             yield row
 
+        if state.step == 0:
+            after_row(model, {"step": 0, "tokens": 0})
         while state.step < config.total_steps:
             started = time.perf_counter()
 

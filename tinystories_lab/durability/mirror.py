@@ -32,7 +32,7 @@ from tinystories_lab.run import load_config, overlap
 # being written, the other one is complete.
 _MIRROR_SLOTS = {"last.0.pt": "loss.0.jsonl", "last.1.pt": "loss.1.jsonl"}
 _RUN_FILES = ("config.yaml", "tokenizer.json", "samples.jsonl", "ratings.jsonl", "final.pt", "best.pt", "report.md")
-_RUN_FILES += ("loss_curve.png", "loss_by_tokens.png", "two_runs.png")
+_RUN_FILES += ("timelapse.jsonl", "loss_curve.png", "loss_by_tokens.png", "two_runs.png")
 _DATA_FILES = ("tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
 _POLL_SECONDS = 60  # the thread looks this often for changes that nobody announced
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 5, 300

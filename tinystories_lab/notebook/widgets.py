@@ -11,11 +11,12 @@ from tokenizers import Tokenizer
 from tinystories_lab.analysis.bpe import merge_history, merges
 from tinystories_lab.analysis.budget import budget
 from tinystories_lab.analysis.ratings import MAX_RATING, QUESTIONS, average_ratings, save_rating, unrated
+from tinystories_lab.analysis.timelapse import story_card
 from tinystories_lab.config import TrainConfig
 from tinystories_lab.data.text import opening
-from tinystories_lab.files import read_rows
+from tinystories_lab.files import Row, read_rows
 from tinystories_lab.model import GPTConfig
-from tinystories_lab.notebook.html import prose, stack, table, tokens
+from tinystories_lab.notebook.html import cards, prose, stack, table, tokens
 
 _WIDE = {"width": "95%", "max_width": "640px"}
 # Sliders react only when the mouse is released.
@@ -61,6 +62,15 @@ def budget_sliders(model: GPTConfig, tokens: int, train: TrainConfig, speeds: Ma
         d_model=widgets.IntSlider(model.d_model, min=64, max=1024, step=_HEAD_WIDTH, **_LOOK),
         millions=widgets.IntSlider(round(tokens / 1e6), min=10, max=1_000, step=10, description="tokens (M)", **_LOOK),
     )
+
+
+def timelapse(rows: Sequence[Row]) -> widgets.VBox | HTML:
+    """Return a slider over the steps of `read_timelapse`, with the story of each. Without rows, return a sentence."""
+    if not rows:
+        return prose("The time-lapse has no story yet: it gets the first one when training starts.")
+    steps = [(f"{row['step']:,}", place) for place, row in enumerate(rows)]
+    slider = widgets.SelectionSlider(options=steps, description="step", **_LOOK | {"continuous_update": True})
+    return widgets.interactive(lambda place: cards([story_card(rows[place])]), {"auto_display": True}, place=slider)
 
 
 def rating_form(deck: Sequence[Mapping[str, str]], path: str | Path, rater: str = "me") -> widgets.VBox:
