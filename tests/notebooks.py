@@ -1,7 +1,7 @@
-"""Keep the five notebooks consistent: the name of the repository, and the outputs of deterministic cells.
+"""Keep the notebooks consistent: the name of the repository, and the outputs of deterministic cells.
 
 python tests/notebooks.py repository you/your-copy    replace the name everywhere, in README.md too
-python tests/notebooks.py refresh                     run all five on `tiny`, and store the outputs of marked cells only
+python tests/notebooks.py refresh                     run all on `tiny`, and store the outputs of marked cells only
 python tests/notebooks.py strip                       remove outputs, counts and a front end's metadata, as before a commit
 python tests/notebooks.py pictures                    run 3 and 4 on `tiny` in a browser, and save README.md's pictures
 """
@@ -17,9 +17,25 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+
+
+def code_cells(name: str) -> list:
+    """Return the code cells of a notebook."""
+    return [cell for cell in READ[name].cells if cell.cell_type == "code"]
+
+
+def run_cells(cells: list, workspace: Path, allow_errors: bool = False, **environment: str) -> None:
+    """Run cells in a new kernel, with `tiny` in this workspace. They get their outputs."""
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    variables = {"TINYSTORIES_LAB_WORKSPACE": str(workspace), "TINYSTORIES_LAB_PRESET": "tiny", **environment}
+    resources = {"metadata": {"path": str(ROOT / "notebooks")}}
+    NotebookClient(notebook, allow_errors=allow_errors, resources=resources).execute(env={**os.environ, **variables})
 
 
 def repository() -> str:

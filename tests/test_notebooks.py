@@ -1,12 +1,10 @@
-"""The form of the five notebooks on disk. That they run is checked by nbval, cell by cell."""
+"""The form of the notebooks on disk. That they run is checked by nbval, cell by cell."""
 
 import ast
-import os
 import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,42 +14,23 @@ from types import SimpleNamespace
 import micro
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tinystories_lab.analysis.evaluation import find_other_run, half_size
 from tinystories_lab.files import read_log
-from tinystories_lab.notebook.live import LiveRun
-from tinystories_lab.pipeline import train_run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from notebooks import NOTEBOOKS, ROOT, repository, strip
+from notebooks import NAMES, READ, ROOT, code_cells, repository, run_cells, strip
 
-NAMES = ["01_prepare", "02_tokenizer", "03_train", "04_generate", "05_retrospective"]
-METADATA = {  # the same in all five, without what a front end adds
+METADATA = {  # the same in all, without what a front end adds
     "accelerator": "GPU",
     "colab": {"gpuType": "T4"},
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-READ = {path.stem: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
 
 
-def code_cells(name: str) -> list:
-    return [cell for cell in READ[name].cells if cell.cell_type == "code"]
-
-
-def run_cells(cells: list, workspace: Path, allow_errors: bool = False, **environment: str) -> None:
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    variables = {"TINYSTORIES_LAB_WORKSPACE": str(workspace), "TINYSTORIES_LAB_PRESET": "tiny", **environment}
-    client = NotebookClient(
-        notebook, allow_errors=allow_errors, resources={"metadata": {"path": str(ROOT / "notebooks")}}
-    )
-    client.execute(env={**os.environ, **variables})
-
-
-def test_the_notebooks_are_the_five_stages_in_order():
-    assert list(READ) == NAMES
+def test_the_notebooks_are_the_five_stages_in_order_and_a_sixth():
+    assert NAMES == ["01_prepare", "02_tokenizer", "03_train", "04_generate", "05_retrospective", "06_beyond"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,10 +94,11 @@ class TestEachNotebook:
         cells = READ[name].cells
         assert all(before.cell_type == "markdown" for before, cell in pairwise(cells) if cell.cell_type == "code")
 
-    def test_what_you_should_see_says_where_it_was_measured(self, name):
-        seen = [cell.source for cell in READ[name].cells if "**You should see**" in cell.source]
-        assert len(seen) >= 2
-        assert all(re.search(r"\(measured on [^)]+\)", source) for source in seen), "which machine?"
+    def test_it_says_once_where_the_figures_after_you_should_see_were_measured(self, name):
+        text = "\n".join(cell.source for cell in READ[name].cells if cell.cell_type == "markdown")
+        assert text.count("**You should see**") >= 2
+        assert re.search(r"^\*\*Measured\.\*\* Figures after \*You should see\* .*CPU cores", text, re.MULTILINE)
+        assert "(measured on" not in text
 
     def test_every_assertion_has_a_message(self, name):
         for cell in code_cells(name):
@@ -135,10 +115,10 @@ class TestEachNotebook:
 
 
 def test_on_a_new_machine_each_notebook_names_the_one_to_run_first(tmp_path):
-    needed = dict(zip(NAMES[1:], ["01_prepare", "02_tokenizer", "03_train", "03_train"], strict=True))
-    first = {name: code_cells(name)[2 : 5 if name == "03_train" else 3] for name in needed}
+    needed = dict(zip(NAMES[1:], ["01_prepare", "02_tokenizer", "03_train", "03_train", "03_train"], strict=True))
+    first = {name: code_cells(name)[2:3] for name in needed}
     first = {name: [nbformat.from_dict(cell) for cell in cells] for name, cells in first.items()}
-    set_up = code_cells(NAMES[0])[:2]  # the same in all five, so one kernel is enough
+    set_up = code_cells(NAMES[0])[:2]  # the same in all, so one kernel is enough
     run_cells([*set_up, *(cell for cells in first.values() for cell in cells)], tmp_path, allow_errors=True)
     for name, cells in first.items():
         (error,) = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
@@ -169,27 +149,6 @@ def test_the_set_up_cell_looks_for_the_last_file_that_git_writes():
 
 def source_of(name: str, cell_id: str) -> str:
     return next(cell.source for cell in READ[name].cells if cell.id == cell_id)
-
-
-@pytest.mark.parametrize(("row", "duplicates"), [("A frog sat on a log. ", 2), ("A frog sat on a log.,", 1)])
-def test_the_first_exercise_of_01_works_as_it_is_told(row, duplicates):
-    cell, last = source_of("01_prepare", "clean-five"), '"Sam sat on the frog."]'
-    assert last in cell and "with one space more at the end" in source_of("01_prepare", "failures")
-    names = {}
-    exec(cell.replace(last, f'"Sam sat on the frog.", {row!r}]'), names)
-    assert names["report"].duplicates == duplicates
-
-
-def test_the_last_exercise_of_05_trains_a_run_that_the_next_cell_finds_by_its_name(
-    uninterrupted, lab, tmp_path, capsys
-):
-    plan = lab(shutil.copytree(uninterrupted(), tmp_path / "runs" / "mine"))
-    (code,) = re.findall(r"```python\n(.*?)```", source_of("05_retrospective", "failures"), re.DOTALL)
-    names = {"half_size": half_size, "half": half_size(plan), "LiveRun": LiveRun, "train_run": train_run}
-    for _ in range(2):  # a second time, it is there
-        exec(textwrap.dedent(code), names | {"after": [{"prompt": "Lily"}]})
-        name = capsys.readouterr().out.splitlines()[-1]
-        assert find_other_run(plan, name) == tmp_path / "runs" / "mine-half-half"
 
 
 def test_the_check_of_03_says_what_to_do_for_any_total_steps(uninterrupted):

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 
-from tinystories_lab.analysis.evaluation import read_samples, run_results, save_samples
+from tinystories_lab.analysis.evaluation import read_samples, reads_tinystories, run_results, save_samples
 from tinystories_lab.analysis.report import RunSummary, summarize_run, summary_text, write_report
 from tinystories_lab.analysis.timelapse import keep_story
 from tinystories_lab.checkpoint import load_model
@@ -183,7 +183,7 @@ def write_results(lab: Workspace) -> RunSummary:
     require_run_data(lab)
     log = read_log(lab.run_dir / "loss.jsonl")
     for name, by_tokens in (("loss_curve.png", False), ("loss_by_tokens.png", True)):
-        figure = loss_curve(log, lab.model_config.vocab_size, by_tokens)
+        figure = loss_curve(log, lab.model_config.vocab_size, by_tokens, chapter=reads_tinystories(lab.source))
         figure.savefig(lab.run_dir / name, dpi=120, bbox_inches="tight")
     summary = summarize_run(lab)
     write_report(summary)

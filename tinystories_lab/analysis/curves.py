@@ -17,7 +17,6 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
 WIDTH, DPI = 5.6, 110  # WIDTH is in inches; text of 12 points is readable on a phone, which shows it at half the size
 _HEIGHT = 3.6
 _LOSS = "loss (nats per token)"
-_CHAPTER_STEPS, _CHAPTER_LOSSES = zip(*CHAPTER_RESULTS["loss_by_step"].items(), strict=True)
 
 
 def new_axes(title: str, x_label: str, y_label: str) -> Axes:
@@ -60,15 +59,17 @@ def printable(texts: Sequence[str], family: str = "sans-serif") -> tuple[list[st
     return shown, families
 
 
-def loss_curve(rows: Sequence[Row], vocab_size: int, by_tokens: bool = False) -> Figure:
-    """Draw the losses by step, or by tokens read (logarithmic) beside the chapter's run."""
+def loss_curve(rows: Sequence[Row], vocab_size: int, by_tokens: bool = False, chapter: bool = False) -> Figure:
+    """Draw the losses by step, or by tokens read (logarithmic), then with the chapter's run if `chapter`."""
     column, label = ("tokens", "tokens read") if by_tokens else ("step", "step")
     axes = new_axes(f"Loss by {label}", label, _LOSS)
     _draw_loss(axes, rows, vocab_size, column)
     if not by_tokens:
         return add_legend(axes)
-    tokens = [max(1, step) * CHAPTER_RESULTS["tokens_per_step"] for step in _CHAPTER_STEPS]
-    axes.plot(tokens, _CHAPTER_LOSSES, "s--", markersize=4, color=GREEN, label="the chapter's run")
+    if chapter:
+        steps, losses = zip(*CHAPTER_RESULTS["loss_by_step"].items(), strict=True)
+        tokens = [max(1, step) * CHAPTER_RESULTS["tokens_per_step"] for step in steps]
+        axes.plot(tokens, losses, "s--", markersize=4, color=GREEN, label="the chapter's run")
     axes.set_xscale("log")
     axes.figure.set_figheight(1.2 * _HEIGHT)  # the legend is below the axes, where there is room for it
     axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=11)
@@ -76,15 +77,12 @@ def loss_curve(rows: Sequence[Row], vocab_size: int, by_tokens: bool = False) ->
 
 
 def run_curves(rows: Sequence[Row], vocab_size: int, config: TrainConfig) -> Figure:
-    """Draw a run in progress: its losses, the chapter's losses at the same share of the run, and its learning rate."""
+    """Draw a run in progress: its losses and its learning rate."""
     figure = _new_figure(1.3 * _HEIGHT)
     losses, rates = figure.subplots(2, height_ratios=[3, 1], sharex=True)
     _style_axes(losses, "Loss and learning rate by step", "", _LOSS)
     _draw_loss(losses, rows, vocab_size)
-    steps = [step / max(_CHAPTER_STEPS) * config.total_steps for step in _CHAPTER_STEPS]
-    label = "the chapter's, same share of its run"
-    losses.plot(steps, _CHAPTER_LOSSES, "s--", markersize=3, linewidth=1, color=GREEN, label=label)
-    losses.set_ylim(0, 1.15 * max(math.log(vocab_size), *_CHAPTER_LOSSES))
+    losses.set_ylim(0, 1.15 * math.log(vocab_size))
     add_legend(losses)
     _style_axes(rates, "", "step", "rate")
     _draw_rates(rates, config, until=rows[-1]["step"])

@@ -27,6 +27,20 @@ CHAPTER_RESULTS = {
         "M2 Pro, MPS, bf16": {"hours": 3.5, "tokens_per_second": 17_000, "final_loss": 2.46},
     },
 }
+# Validation results on TinyStories that others published, and two of ours: parameters, tokens read (None: not said), bits
+# per byte, source. We converted losses with the bytes per token of each tokenizer. Validation sets and counts differ, so
+# the second decimal is uncertain.
+_PUBLIC_RESULTS = {
+    "stories260K": (260_000, None, 0.88, "llama2.c; measured by us on 200 stories"),
+    "the chapter's run": (9_952_320, 200_000_000, 0.87, "the chapter"),
+    "22M parameters, 3.5 hours on a T4": (22_000_000, None, 0.85, "a model card on the Hub"),
+    "this package's `fast`, 4 epochs of 18,188 stories": (9_952_320, 14_700_000, 0.70, "measured by us on an H200"),
+    "CS336, assignment 1: its target": (17_000_000, 328_000_000, 0.51, "Stanford CS336; without embeddings"),
+    "CS336: published solutions": (22_700_000, 328_000_000, 0.47, "write-ups, 0.46 to 0.49"),
+    "stories15M": (15_000_000, None, 0.41, "llama2.c"),
+    "stories42M": (42_000_000, None, 0.33, "llama2.c"),
+    "stories110M": (110_000_000, None, 0.29, "llama2.c"),
+}
 _SAMPLE_FIELDS = {"when": str, "prompt": str, "story": str, "ended": bool, "max_new_tokens": int}
 _MAX_HALF_STEPS = 500  # of a half-size run; with the `book` preset, these take minutes on a T4
 
@@ -120,6 +134,22 @@ def chapter_results() -> list[dict[str, Any]]:
         row |= {"tokens per second": speed, "tokens read": tokens, "parameters": CHAPTER_RESULTS["parameters"]}
         rows.append(row)
     return rows
+
+
+def reads_tinystories(source: str) -> bool:
+    """Return whether a source has "tinystories" in its name. Only then a run compares with the chapter's and others'."""
+    return "tinystories" in source.lower()
+
+
+def public_results(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Return published results on TinyStories as table rows, the best last. A run on TinyStories has a row, too."""
+    results = dict(_PUBLIC_RESULTS)
+    if reads_tinystories(load_config(run_dir)["source"]):
+        run = run_results(run_dir)
+        results[f"YOUR RUN: {run['run']}"] = run["parameters"], run["tokens read"], run["bits per byte"], "this run"
+    columns = "parameters", "tokens read", "bits per byte", "source"
+    rows = [{"model": model} | dict(zip(columns, result, strict=True)) for model, result in results.items()]
+    return sorted(rows, key=lambda row: -row["bits per byte"])
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:

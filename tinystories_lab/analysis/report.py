@@ -29,7 +29,7 @@ class RunSummary:
     config: dict[str, Any]
     log: list[Row]
     diagnosis: Diagnosis
-    runs: list[dict[str, Any]]  # the results of this run, of another run if there is one, and of the chapter's runs
+    runs: list[dict[str, Any]]  # of this run, of another one, and of the chapter's if the data is its own
     metrics: list[dict[str, Any]]
     overlaps: dict[str, list[Overlap]]  # of generated and of real stories
     ratings: list[Row]
@@ -48,7 +48,8 @@ def summarize_run(lab: Workspace, other_run: str = "") -> RunSummary:
     other = evaluation.find_other_run(lab, other_run)
     folders = [run_dir, other] if other else [run_dir]
     config, log, samples = load_config(run_dir), read_log(run_dir / "loss.jsonl"), evaluation.read_samples(run_dir)
-    runs = [evaluation.run_results(folder) for folder in folders] + evaluation.chapter_results()
+    runs = [evaluation.run_results(folder) for folder in folders]
+    runs += evaluation.chapter_results() if evaluation.reads_tinystories(config["source"]) else []
     after = [row for row in samples if row["when"] == "after"]
     if older := [row["step"] for row in after if row.get("step", log[-1]["step"]) != log[-1]["step"]]:
         found = f"its stories are of step {older[0]}, but the run is at step {log[-1]['step']}"
@@ -115,6 +116,7 @@ def write_report(summary: RunSummary) -> Path:
         "run": run,
         "perplexity": evaluation.perplexity(run["loss"]),
         "files": {path.name for path in run_dir.iterdir()},
+        "public": evaluation.public_results(run_dir) if evaluation.reads_tinystories(summary.config["source"]) else [],
         "chapter": evaluation.compare_with_chapter(summary.log),
         "first_story": {row["when"]: row["story"] for row in reversed(summary.samples)},
         "sessions": sessions,

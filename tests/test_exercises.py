@@ -1,0 +1,121 @@
+"""Every exercise of the notebooks works as it is told, and what its answer claims is true."""
+
+import re
+from itertools import chain
+
+import nbformat
+import pytest
+
+from notebooks import NAMES, READ, code_cells, run_cells
+
+EXERCISE = re.compile(
+    r"^(\d+)\. In \*(.+?)\*, change `(.+?)` to `(.+?)`[.,](?:.*\n)+?"
+    r"   <details><summary>Answer</summary>\n\n(?:   \S.*\n)+   </details>\n",
+    re.MULTILINE,
+)
+# A small run is enough, because the answers below are about how things work, not about good stories.
+SMALL = """
+from tinystories_lab import run
+from dataclasses import replace
+tiny = run.PRESETS["tiny"]
+train = replace(tiny.train, total_steps=100, warmup_steps=10, eval_every=50)
+run.PRESETS["tiny"] = replace(tiny, max_stories=2_000, train=train, model=replace(tiny.model, n_layer=1, d_model=64))
+"""
+CLAIMS = {  # what must be true after the changed cell has run; `before` has the variables from before the change
+    ("01_prepare", 1): "report.duplicates == 2 and before['report'].duplicates == 1",
+    ("01_prepare", 2): "shares[0][1] < before['shares'][0][1]",
+    ("01_prepare", 3): "True",
+    ("01_prepare", 4): "plan['steps'] == 36_621",
+    ("02_tokenizer", 1): "vocabulary[-4:] == ['er', 'lo', 'low', 'Ġlow'] and 'newer' not in toy.get_vocab()",
+    ("02_tokenizer", 2): "ratios[768] < ratios[tokenizer.get_vocab_size()]",
+    ("02_tokenizer", 3): "True",
+    ("02_tokenizer", 4): "0.8 < seen.mean() < 0.92",
+    ("02_tokenizer", 5): "abs(loss - before['loss'] - 0.17) < 0.01",
+    ("03_train", 1): "untrained < too_large(x, y)[1].item() < before['too_large'](x, y)[1].item()",
+    ("03_train", 2): "losses[-1] < before['losses'][-1] - 0.5",
+    ("03_train", 3): "losses[1] != before['losses'][1]",
+    ("03_train", 4): "len(losses) == 500 and losses[-1] < before['losses'][-1]",
+    ("03_train", 5): "abs(row['train_loss'] - before['row']['train_loss']) < 1e-3",
+    ("04_generate", 1): "tokenizer.decode(encode_prompt(tokenizer, prompt)) == 'Once upon a'",
+    ("04_generate", 2): "probabilities == [1.0, 0.0, 0.0, 0.0]",
+    ("04_generate", 3): "story == generate(model, tokenizer, prompts[0], 120, 0.8, 1, seed=8)",
+    ("04_generate", 4): "list(twice) == [0.3, 0.8]",
+    ("04_generate", 5): "list(generated) == [0.7, 0.8, 0.9]",
+    ("04_generate", 6): "torch.allclose(scores[0], scores[20], atol=1e-3)",
+    ("05_retrospective", 1): "round(math.exp(loss), 2) == 11.59 and round(loss / math.log(2) / size, 2) == 0.86",
+    ("05_retrospective", 2): "final_row['train_loss'] > before['final_row']['train_loss']",
+    ("05_retrospective", 3): "rater == 'a friend'",
+    ("05_retrospective", 4): "folders[1].name.endswith('-half-half')",
+    ("05_retrospective", 5): "round(hours, 1) == 11.9",
+    ("06_beyond", 1): "len(beginnings[0]) == 60",
+    ("06_beyond", 2): "write is to_tensorboard",
+}
+SKIPPED = {"provoke-patterns"}  # takes long, and no exercise needs it
+
+
+def exercises_of(name: str) -> list[tuple[int, str, str, str]]:
+    """Return the exercises of a notebook: (number, heading of the cell to change, old text, new text)."""
+    text = READ[name].cells[-1].source.partition("## Exercises")[2]
+    return [(int(number), *change) for number, *change in EXERCISE.findall(text)]
+
+
+def cell_to_change(name: str, heading: str):
+    """Return the code cell below this heading."""
+    cells = READ[name].cells
+    (place,) = [place for place, cell in enumerate(cells) if re.search(f"^## {re.escape(heading)}$", cell.source, re.M)]
+    return next(cell for cell in cells[place:] if cell.cell_type == "code")
+
+
+ALL = [(name, *exercise) for name in NAMES for exercise in exercises_of(name)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exercise_changes_one_value_and_has_a_folded_answer(name):
+    text = READ[name].cells[-1].source.partition("## Exercises")[2].partition("\n## ")[0]
+    numbered = [int(number) for number in re.findall(r"^(\d+)\. ", text, re.MULTILINE)]
+    assert [number for number, *_ in exercises_of(name)] == numbered == list(range(1, len(numbered) + 1))
+    for _, heading, old, _ in exercises_of(name):
+        assert cell_to_change(name, heading).source.count(old) == 1, f"{heading}: {old}"
+
+
+def test_every_exercise_has_a_claim():
+    assert [(name, number) for name, number, *_ in ALL] == list(CLAIMS)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Run all notebooks with a small model. After a cell, run its exercises, and check their claims."""
+    workspace, found = tmp_path_factory.mktemp("workspace"), {}
+    for name in NAMES:
+        cells, checks = [], {}
+        for cell in (cell for cell in code_cells(name) if cell.id not in SKIPPED):
+            original = nbformat.from_dict(cell)
+            cells.append(original)
+            if cell.id == "setup":
+                cells.append(nbformat.v4.new_code_cell(SMALL))
+            tasks = [task for task in exercises_of(name) if cell_to_change(name, task[1]).id == cell.id]
+            for number, _, old, new in tasks:
+                cells.append(nbformat.v4.new_code_cell("before = dict(globals())"))
+                cells.append(nbformat.v4.new_code_cell(cell.source.replace(old, new)))
+                checks[number] = cells[-1], nbformat.v4.new_code_cell(f"assert {CLAIMS[name, number]}")
+                cells.append(checks[number][1])
+                cells.append(nbformat.from_dict(cell))  # later cells need the original values
+        run_cells(cells, workspace, allow_errors=True)
+        changed = {it.id for it in chain(*checks.values())}
+        found[name, 0] = [error for it in cells if it.id not in changed for error in errors_of(it)]
+        found |= {(name, number): [*map(errors_of, pair)] for number, pair in checks.items()}
+    return found
+
+
+def errors_of(cell) -> list[str]:
+    return [f"{it.ename}: {it.evalue}" for it in cell.outputs if it.output_type == "error"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cells_run_between_the_exercises(name, outcomes):
+    assert outcomes[name, 0] == []
+
+
+@pytest.mark.parametrize(("name", "number"), CLAIMS, ids=lambda value: str(value))
+def test_what_the_answer_claims_is_true(name, number, outcomes):
+    assert outcomes[name, number] == [[], []]
