@@ -94,3 +94,10 @@ def test_of_a_text_over_max_len_the_last_tokens_count_and_an_empty_text_is_refus
     assert len(token_probabilities(model, tokenizer, TEXT * 20)) == model.config.max_len
     with pytest.raises(ValueError, match="at least one id"):
         token_probabilities(model, tokenizer, "")
+
+
+def test_no_probability_of_a_token_is_zero_so_every_surprisal_is_finite(model_config, tokenizer):
+    sharp = new_model(model_config, seed=0).eval()
+    sharp.norm.weight.data *= 1e4  # logits so far apart that exp() of the smaller ones is 0
+    probabilities = [probability for _, probability in token_probabilities(sharp, tokenizer, TEXT)]
+    assert min(probabilities) == 1e-38 and text_bits_per_byte(sharp, tokenizer, [TEXT]) < 200

@@ -58,14 +58,17 @@ def token_probabilities(model: GPTMini, tokenizer: Tokenizer, text: str) -> list
     """Return the tokens of a text that begins a story, each with the probability that the model gives it.
 
     If the text is longer than max_len, only its last tokens are returned. The mean of -ln(probability) is the loss on
-    the text. Raises ValueError for an empty text, and for another model's tokenizer.
+    the text; a probability that is 0 in float32 is returned as 1e-38. Raises ValueError for an empty text, and for
+    another model's tokenizer.
     """
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     check_ids(ids, model.config.vocab_size)
     ids = [*encode_prompt(tokenizer, ""), *ids][-model.config.max_len - 1 :]
     logits, _ = model(torch.tensor([ids[:-1]], device=model.tok_emb.weight.device))
     probabilities = next_token_probabilities(logits[0].cpu(), 1.0, None)[torch.arange(len(ids) - 1), ids[1:]]
-    return list(zip([token_text(tokenizer, token) for token in ids[1:]], probabilities.tolist(), strict=True))
+    return [
+        (token_text(tokenizer, token), max(p, 1e-38)) for token, p in zip(ids[1:], probabilities.tolist(), strict=True)
+    ]
 
 
 def text_bits_per_byte(model: GPTMini, tokenizer: Tokenizer, texts: Iterable[str]) -> float:
@@ -73,6 +76,6 @@ def text_bits_per_byte(model: GPTMini, tokenizer: Tokenizer, texts: Iterable[str
     nats, size = 0.0, 0
     for text in texts:
         start = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids[: model.config.max_len])
-        nats -= sum(math.log(max(p, 1e-38)) for _, p in token_probabilities(model, tokenizer, start))
+        nats -= sum(math.log(p) for _, p in token_probabilities(model, tokenizer, start))
         size += len(start.encode())
     return nats / math.log(2) / size

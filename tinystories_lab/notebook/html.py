@@ -3,6 +3,7 @@
 All pieces use the text colour of the page, so they are readable on light and on dark backgrounds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -48,6 +49,33 @@ def tokens(texts: Sequence[str], chosen: int | None = None) -> HTML:
     return HTML(_div(f"{_PROSE}; max-width: 40em; line-height: 1.7", *spans))
 
 
+def shaded(rows: Sequence[tuple[str, float, str]], chosen: int | None = None) -> HTML:
+    """Return a token for each row of (text, strength of its blue from 0 to 1, tooltip).
+
+    The token at index `chosen` has a frame, and those after it are pale.
+    """
+    spans = []
+    for index, (text, strength, tooltip) in enumerate(rows):
+        # The border is a gap between tokens. A line break has no width, so its colour needs a padding.
+        style = f"{_shade(strength)}; background-clip: padding-box; border-right: 1px solid transparent"
+        style += "; padding-left: 0.5em" if text.startswith("\n") else ""
+        if chosen is not None and index >= chosen:
+            style += f"; {_CHOSEN}" if index == chosen else "; opacity: 0.6"
+        spans.append(f'<span style="{style}" title="{escape(tooltip)}">{escape(text)}</span>')
+    return HTML(_div(f"{_PROSE}; max-width: 40em; line-height: 1.7", *spans))
+
+
+def surprisal(rows: Sequence[tuple[str, float]], widest: float = 6, legend: bool = True) -> HTML:
+    """Return the tokens of a text, from rows of (text, probability), as `token_probabilities` returns them.
+
+    The surprisal of a token is -ln(probability), in nats. The higher it is, up to `widest`, the stronger the blue.
+    """
+    nats = [(text, math.log(1 / probability), probability) for text, probability in rows]
+    tokens = shaded([(text, value / widest, f"{value:.2f} nats, probability {p:.2g}") for text, value, p in nats])
+    marks = [(f" {widest * third / 3:g}{'+' * (third == 3)} ", third / 3, "") for third in range(4)]
+    return stack(tokens, shaded([("surprisal in nats: ", 0, ""), *marks])) if legend else tokens
+
+
 def bars(rows: Sequence[tuple[str, float, float]], widest: float = 1) -> HTML:
     """Return a filled bar for each row of (label, share, share to compare with); the second share is an outline.
 
@@ -80,6 +108,20 @@ def picture(figure: Figure, alt: str) -> HTML:
     return HTML(f'<img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}">')
 
 
+def columns(*pieces: HTML) -> HTML:
+    """Return several pieces side by side if the page is wide enough, or one below the other."""
+    each = (_div("flex: 1 1 20em; min-width: 0; max-width: 40em", piece.data) for piece in pieces)
+    return HTML(_div("display: flex; flex-wrap: wrap; gap: 0.5em 2em", *each))
+
+
+def heatmap(rows: Sequence[Sequence[tuple[str, float]]]) -> HTML:
+    """Return a table with a cell for each (text, share from 0 to 1): the larger the share, the stronger its blue."""
+    cell = f"padding: 0.3em 0.6em; text-align: left; border: {_LINE}; white-space: pre"
+    lines = ("".join(f'<td style="{cell}; {_shade(share)}">{escape(text)}</td>' for text, share in row) for row in rows)
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    return HTML(_div("overflow-x: auto", f'<table style="border-collapse: collapse; margin: 0">{table}</table>'))
+
+
 def stack(*pieces: HTML) -> HTML:
     """Return several pieces, one below the other."""
     return HTML("".join(_div("margin: 0.5em 0", piece.data) for piece in pieces))
@@ -95,6 +137,11 @@ def table(rows: Sequence[Mapping[str, object]]) -> HTML:
     # Each cell has a rule of its own, because a rule for all `td` would override the rule for numbers.
     style = style.map(lambda value: f"text-align: {'right' if isinstance(value, int | float | None) else 'left'}")
     return HTML(_div("overflow-x: auto", style.to_html()))
+
+
+def _shade(strength: float) -> str:
+    """Return the style of a background from none (0) to the strongest (1) on which black and white text are readable."""
+    return f"background: rgba(0, 114, 178, {0.8 * min(1, strength):.3f})"
 
 
 def _div(style: str, *inside: str) -> str:
