@@ -87,7 +87,7 @@ def test_run_exits_0_and_writes_the_files_of_all_five_stages(finished):
         *(".lock", "stories", "tokenizer.json", "train.bin", "train.json", "val.bin", "val.json")
     }
     assert files(folder / RUN).keys() == {
-        *("config.yaml", "tokenizer.json", "loss.jsonl", "samples.jsonl"),
+        *("config.yaml", "tokenizer.json", "loss.jsonl", "samples.jsonl", "timelapse.jsonl"),
         *("report.md", "loss_curve.png", "loss_by_tokens.png"),
         *("last.pt", "final.pt", "best.pt", "step_00005.pt", "step_00010.pt"),
     }

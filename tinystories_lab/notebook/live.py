@@ -25,12 +25,9 @@ class LiveRun:
     """An iterable over the rows of a run. One display shows the state of the run and is redrawn every few seconds.
 
     Its curves include earlier sessions in `run_dir`. If the loop is left early, `rows` is closed, which saves the run.
-    `prompt` is not used any more: the story is the newest one of `read_timelapse`.
     """
 
-    def __init__(
-        self, rows: Iterator[Row], run_dir: Path, model_config: GPTConfig, train_config: TrainConfig, prompt: str = ""
-    ) -> None:
+    def __init__(self, rows: Iterator[Row], run_dir: Path, model_config: GPTConfig, train_config: TrainConfig) -> None:
         self._rows, self._run_dir = rows, run_dir
         self._vocab_size, self._config, self._display = model_config.vocab_size, train_config, None
 
