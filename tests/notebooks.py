@@ -3,9 +3,10 @@
 python tests/notebooks.py repository you/your-copy    replace the name everywhere, in README.md too
 python tests/notebooks.py refresh                     run all on `tiny`, and store the outputs of marked cells only
 python tests/notebooks.py strip                       remove outputs, counts and a front end's metadata, as before a commit
-python tests/notebooks.py pictures                    run 3 and 4 on `tiny` in a browser, and save README.md's pictures
+python tests/notebooks.py pictures                    run all on `tiny` in a browser, and save notebooks/images/
 """
 
+import io
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -68,43 +70,77 @@ def refresh() -> None:
     strip(NOTEBOOKS)
 
 
+# notebook: (cell, picture, the states of its widget): each state is what is pressed before it, (part of the widget, key,
+# how often). States are stacked in one picture.
+START = [("", "Home", 0)]
+PICTURES = {
+    "01_prepare": [("opening-plot", "openings", [START]), ("word-plot", "words", [START])],
+    "02_tokenizer": [
+        ("watch-merges", "merges", [START, [("", "PageUp", 3)], [("", "End", 1)]]),
+        ("window-diagram", "windows", [START]),
+    ],
+    "03_train": [
+        ("train-loop", "live_run", [START]),
+        ("provoke-patterns", "patterns", [START]),
+        ("time-lapse", "timelapse", [START, [("", "ArrowRight", 3)], [("", "ArrowRight", 2)], [("", "End", 1)]]),
+    ],
+    "04_generate": [
+        ("playground-widget", "playground", [[(".playground-token", "ArrowRight", 15)]]),
+        (
+            "playground-widget",
+            "playground_states",
+            [
+                [(".playground-token", "ArrowRight", 1)],
+                [(".playground-temperature", "ArrowRight", 10)],
+                [(".playground-top_k", "Home", 1)],
+            ],
+        ),
+        ("surprisal-colours", "surprisal", [START]),
+        ("attention-on-a-name", "attention", [START]),
+    ],
+    "05_retrospective": [
+        ("curve-plot", "loss_by_tokens", [START]),
+        ("rate-form", "rating", [START]),
+        ("two-runs", "two_runs", [START]),
+    ],
+    "06_beyond": [("load-guest", "guest", [START])],
+}
+WIDEST = 1_000  # pixels of a saved picture
+
+
 def pictures() -> None:
-    """Train and generate as a learner does, and save notebooks/images/live_run.png and playground.png."""
-    from browser import (
-        PATIENCE,
-        cell,
-        changes,
-        find_chromium,
-        jupyter_lab,
-        open_notebook,
-        run,
-        slider,
-        wait_until_all_ran,
-    )
+    """Run all notebooks on `tiny` in a browser, as a learner does, and save PICTURES in notebooks/images/."""
+    from browser import PATIENCE, cell, find_chromium, jupyter_lab, open_notebook, run, slider, wait_until_all_ran
+    from PIL import Image
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder:
-        lab, home, environment = Path(folder, "lab"), Path(folder, "home"), {"PYTHONPATH": str(ROOT)}
+        lab, home = Path(folder, "lab"), Path(folder, "home")
         shutil.copytree(ROOT / "notebooks", lab / "notebooks")
-        for stage in ("prepare", "tokenizer"):
-            command = [sys.executable, "-m", "tinystories_lab", stage, "--preset", "tiny"]
-            subprocess.run(command, cwd=lab, env=os.environ | environment, check=True)
-        with jupyter_lab(lab, home, **environment) as address, sync_playwright() as playwright:
+        with jupyter_lab(lab, home, PYTHONPATH=str(ROOT)) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1080, "height": 1500}, device_scale_factor=1.5)
             page.set_default_timeout(5 * PATIENCE)  # notebook 3 runs as a whole, with a full `tiny`
-            for name, cell_id in (("03_train", "train-loop"), ("04_generate", "playground-widget")):
+            for name, wanted in PICTURES.items():
                 open_notebook(page, address, f"notebooks/{name}.ipynb")
                 run(page, "Run All Cells")
                 wait_until_all_ran(page)
-                shown = cell(page, nbformat.read(lab / "notebooks" / f"{name}.ipynb", 4), cell_id)
-                if name == "04_generate":
-                    for _ in range(15):  # to a token with other likely candidates
-                        with changes(shown.locator(".playground-probabilities")):
-                            slider(shown.locator(".playground-token")).press("ArrowRight")
-                image = {"03_train": "live_run", "04_generate": "playground"}[name]
-                part = shown.locator(".jp-OutputArea-output").first
-                part.screenshot(path=ROOT / "notebooks" / "images" / f"{image}.png")
+                for cell_id, image, states in wanted:
+                    shown, shots = cell(page, READ[name], cell_id), []
+                    for part, key, times in chain.from_iterable([*state, ("", "", 0)] for state in states):
+                        for _ in range(times):
+                            slider(shown.locator(part) if part else shown).first.press(key)
+                            page.wait_for_timeout(500)
+                        if not key:
+                            output = shown.locator(".jp-Cell-outputArea").first
+                            shots.append(Image.open(io.BytesIO(output.screenshot())).convert("RGB"))
+                    strip = Image.new(
+                        "RGB", (max(shot.width for shot in shots), sum(it.height for it in shots)), "white"
+                    )
+                    for place, shot in enumerate(shots):
+                        strip.paste(shot, (0, sum(before.height for before in shots[:place])))
+                    strip.thumbnail((WIDEST, 10 * WIDEST))
+                    strip.quantize(128).save(ROOT / "notebooks" / "images" / f"{image}.png", optimize=True)
 
 
 if __name__ == "__main__":

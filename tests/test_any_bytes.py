@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinystories_lab.analysis.diagnosis import diagnose
-from tinystories_lab.analysis.evaluation import bits_by_tokens, compare_with_chapter
+from tinystories_lab.analysis.evaluation import bits_by_tokens
 from tinystories_lab.analysis.report import summarize_run, summary_text
 from tinystories_lab.checkpoint import latest_checkpoint, load_model, run_checkpoints
 from tinystories_lab.durability.identity import identity_of, require_run_data
@@ -88,7 +88,6 @@ def read_all(lab, kind):
     readers = {
         "loss.jsonl": [
             lambda: diagnose(read_log(run / "loss.jsonl"), 300, config),
-            lambda: compare_with_chapter(read_log(run / "loss.jsonl")),
             lambda: bits_by_tokens(run),
         ],
         "config.yaml": [lambda: load_config(run), lambda: bits_by_tokens(run)],

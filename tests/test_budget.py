@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tinystories_lab.analysis import budget as module
-from tinystories_lab.analysis.budget import budget, format_duration, machine_speeds, measure_speed
+from tinystories_lab.analysis.budget import _measure_speed, budget, format_duration, machine_speeds
 from tinystories_lab.model import GPTConfig, count_parameters
 from tinystories_lab.run import PRESETS
 
@@ -12,10 +12,10 @@ from tinystories_lab.run import PRESETS
 def test_measuring_the_speed_changes_no_random_state_and_a_larger_model_is_slower(model_config, train_config):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    speed = measure_speed(model_config, train_config, seconds=0.1)
+    speed = _measure_speed(model_config, train_config, seconds=0.1)
     assert torch.equal(torch.get_rng_state(), before)
     tiny = PRESETS["tiny"]
-    assert 0 < measure_speed(tiny.model, tiny.train, seconds=0.1) < speed
+    assert 0 < _measure_speed(tiny.model, tiny.train, seconds=0.1) < speed
 
 
 def test_a_duration_has_a_suitable_unit():
@@ -34,7 +34,7 @@ def test_the_budget_of_the_chapters_run_is_the_chapters_arithmetic():
 
 
 def test_speeds_are_the_chapters_for_its_machines_and_measured_for_this_one(model_config, train_config, monkeypatch):
-    monkeypatch.setattr(module, "measure_speed", lambda model, config: 1_000.0)
+    monkeypatch.setattr(module, "_measure_speed", lambda model, config: 1_000.0)
     speeds = machine_speeds(model_config, train_config)
     assert speeds["this machine"] == 1_000 * count_parameters(model_config)
     assert speeds["Colab T4, fp16"] == 21_000 * 9_952_320 and len(speeds) == 3

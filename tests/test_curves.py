@@ -48,11 +48,13 @@ def test_the_running_mean_is_over_five_rows_and_keeps_a_straight_line_straight()
         assert list(line.get_ydata()) == means
 
 
-def test_the_chapters_curve_is_drawn_at_the_same_share_of_the_run():
-    figure = run_curves(ROWS, 1_000, TrainConfig(total_steps=600, warmup_steps=10))
-    (chapter,) = (line for line in figure.axes[0].lines if "chapter" in str(line.get_label()))
+def test_the_chapters_curve_is_drawn_at_its_tokens_and_only_if_asked_for():
+    lines = loss_curve(ROWS, 8_000, by_tokens=True, chapter=True).axes[0].lines
+    (chapter,) = (line for line in lines if "chapter" in str(line.get_label()))
     loss_at = dict(zip(*chapter.get_data(), strict=True))
-    assert loss_at[600] == 2.45 and loss_at[50] == 4.20  # its step 1,000 of 12,000
+    assert loss_at[12_000 * 16_384] == 2.45 and loss_at[1_000 * 16_384] == 4.20
+    lines = loss_curve(ROWS, 8_000, by_tokens=True).axes[0].lines
+    assert not [line for line in lines if "chapter" in str(line.get_label())]
 
 
 def test_small_curves_share_their_scale_and_one_legend():

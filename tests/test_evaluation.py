@@ -16,10 +16,11 @@ from tinystories_lab.analysis.evaluation import (
     bytes_per_token,
     chapter_results,
     checklist,
-    compare_with_chapter,
     find_other_run,
     half_size,
     perplexity,
+    public_results,
+    reads_tinystories,
     run_results,
     save_samples,
 )
@@ -125,13 +126,24 @@ def test_the_chapters_results_have_the_columns_of_a_run(finished):
     assert losses == sorted(losses, reverse=True) and losses[-1] == 2.45
 
 
-def test_the_chapters_losses_are_compared_at_the_same_tokens_and_at_the_same_share_of_the_run():
-    log = [{"tokens": step * 16_384, "train_loss": 9 - step / 1_000} for step in (1, *range(50, 6_001, 50))]
-    row_at = {row["step"]: list(row.values())[1:] for row in compare_with_chapter(log)}
-    assert row_at[0] == [0, 8.99, pytest.approx(8.999), pytest.approx(8.999)]
-    assert row_at[4_000] == [4_000 * 16_384, 2.78, pytest.approx(5), pytest.approx(7)]
-    assert row_at[8_000] == [8_000 * 16_384, 2.55, None, pytest.approx(5)]
-    assert row_at[12_000][-1] == pytest.approx(3)
+@pytest.mark.parametrize(
+    ("source", "compares"),
+    [
+        ("tinystories", True),
+        ("roneneldan/TinyStories:text", True),
+        ("my/tinystories_sample.jsonl", True),
+        ("toyland", False),
+        ("stories.txt", False),
+    ],
+)
+def test_a_run_has_a_row_among_public_results_only_if_its_data_is_tinystories(finished, source, compares):
+    config = finished.run_dir / "config.yaml"
+    config.write_text(re.sub(r"^source: .*", f"source: {source}", config.read_text(), flags=re.MULTILINE))
+    rows = public_results(finished.run_dir)
+    assert [row["bits per byte"] for row in rows] == sorted((row["bits per byte"] for row in rows), reverse=True)
+    own = [row["bits per byte"] for row in rows if "YOUR RUN" in row["model"]]
+    assert own == ([run_results(finished.run_dir)["bits per byte"]] if compares else [])
+    assert reads_tinystories(source) == compares
 
 
 def test_a_half_size_run_is_half_as_wide_shorter_and_uses_the_same_data(tmp_path):

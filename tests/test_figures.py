@@ -5,7 +5,6 @@ import pytest
 from tinystories_lab.analysis.curves import printable
 from tinystories_lab.notebook import figures
 
-PROBABILITIES = [(f"' {name}'", p / 2, p) for name, p in zip("abcdefghijkl", [0.3, *[0.05] * 11], strict=True)]
 METRICS = {t: {"known_words": 1 - t / 10, "distinct_trigrams": 0.8 + t / 10} for t in (0.5, 0.8, 1.2)}
 REAL = {"known_words": 0.99, "distinct_trigrams": 0.9}
 
@@ -19,7 +18,6 @@ def test_a_figure_has_a_title_and_a_labelled_axis_and_can_be_drawn():
         figures.histogram([1, 2, 2, 300], "How many?", "words", 2, "median"),
         figures.points({258: 1.0, 8_000: 4.1}, "Bytes", "tokens", "bytes"),
         figures.coverage([3]),
-        figures.probabilities_at_temperatures({0.8: PROBABILITIES[:2]}),
         figures.diversity_and_validity({0.8: REAL}, REAL),
     ):
         (axes,) = figure.axes
@@ -52,29 +50,12 @@ def test_coverage_of_a_text_without_words_says_so():
         axes.figure.canvas.draw()
 
 
-def test_each_token_has_a_bar_for_its_probability_at_each_temperature():
-    axes = figures.probabilities_at_temperatures({0.5: PROBABILITIES, 1.2: PROBABILITIES[::-1]}).axes[0]
-    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
-    shown = [rows[: figures._MAX_TOKENS] for rows in (PROBABILITIES, PROBABILITIES[::-1])]
-    assert widths == [[row[1] for row in rows] for rows in shown]
-    assert legend_of(axes) == ["temperature 0.5", "temperature 1.2"]
-
-
 def test_generated_stories_are_lines_and_real_stories_are_dashed_lines():
     axes = figures.diversity_and_validity(METRICS, REAL).axes[0]
     solid = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert [list(line.get_ydata()) for line in solid] == [[row[key] for row in METRICS.values()] for key in REAL]
     dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
     assert dashed == list(REAL.values())
-
-
-def test_tokens_in_any_script_are_labels_without_warnings_and_leave_room_for_their_bars(recwarn):
-    texts = ("从\U000e0fff", "$x$ лиса", "有一只小狐狸" * 9)  # no font has U+E0FFF
-    figure = figures.probabilities_at_temperatures({0.8: [(f"'{text}'", 0.5, 0.5) for text in texts]})
-    figure.canvas.draw()
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert "\\U000e0fff" in labels[0] and labels[1] == "'$x$ лиса'"
-    assert figure.axes[0].get_window_extent().width > figure.bbox.width / 4 and not recwarn.list
 
 
 def test_a_letter_that_only_another_font_has_is_drawn_with_that_font():

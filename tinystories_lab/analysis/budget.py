@@ -33,10 +33,10 @@ def machine_speeds(model_config: GPTConfig, config: TrainConfig) -> dict[str, fl
     for machine, result in CHAPTER_RESULTS["machines"].items():
         if machine.startswith("Colab"):
             speeds[machine] = result["tokens_per_second"] * CHAPTER_RESULTS["parameters"]
-    return speeds | {"this machine": measure_speed(model_config, config) * count_parameters(model_config)}
+    return speeds | {"this machine": _measure_speed(model_config, config) * count_parameters(model_config)}
 
 
-def measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float = 2.0) -> float:
+def _measure_speed(model_config: GPTConfig, config: TrainConfig, seconds: float = 2.0) -> float:
     """Return the tokens per second of training on this machine, measured on random ids for about `seconds`.
 
     The model is not compiled, so a run that compiles its model is faster. Global random state does not change.

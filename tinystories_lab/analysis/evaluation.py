@@ -158,28 +158,6 @@ def running_mean(losses: Sequence[float]) -> list[float]:
     return [fmean(losses[i - reach : i + reach + 1]) for i, reach in enumerate(reaches)]
 
 
-def compare_with_chapter(log: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the chapter's losses beside a run's train losses: at the same tokens, and at the same share of the run.
-
-    A loss of the run is a `running_mean`, or None if it has not read so many tokens. Raises ValueError without rows.
-    """
-    if not log:
-        raise ValueError("there are no rows to compare with the chapter: train some steps first")
-    last_step, last_tokens = max(CHAPTER_RESULTS["loss_by_step"]), log[-1]["tokens"]
-    losses = running_mean([row["train_loss"] for row in log])
-
-    def loss_after(tokens: float) -> float | None:
-        nearest = min(range(len(log)), key=lambda i: abs(log[i]["tokens"] - tokens))
-        return losses[nearest] if tokens <= 1.02 * last_tokens else None
-
-    rows = []
-    for step, loss in CHAPTER_RESULTS["loss_by_step"].items():
-        tokens = step * CHAPTER_RESULTS["tokens_per_step"]
-        row = {"step": step, "tokens": tokens, "chapter": loss, "yours, same tokens": loss_after(tokens)}
-        rows.append(row | {"yours, same share of the run": loss_after(last_tokens * step / last_step)})
-    return rows
-
-
 def bits_by_tokens(run_dir: str | Path) -> list[tuple[int, float]]:
     """Return (tokens read, bits per byte) at each evaluation, which can be compared between models and tokenizers."""
     size, log = bytes_per_token(run_dir), read_log(Path(run_dir) / "loss.jsonl")

@@ -117,7 +117,6 @@ def write_report(summary: RunSummary) -> Path:
         "perplexity": evaluation.perplexity(run["loss"]),
         "files": {path.name for path in run_dir.iterdir()},
         "public": evaluation.public_results(run_dir) if evaluation.reads_tinystories(summary.config["source"]) else [],
-        "chapter": evaluation.compare_with_chapter(summary.log),
         "first_story": {row["when"]: row["story"] for row in reversed(summary.samples)},
         "sessions": sessions,
     }

@@ -5,10 +5,7 @@ from itertools import accumulate
 
 from matplotlib.figure import Figure
 
-from tinystories_lab.analysis.curves import BLUE, GREEN, GREY, ORANGE, add_legend, new_axes, printable
-
-_MAX_LABEL = 16  # characters of a token; longer labels would leave no room for the bars
-_MAX_TOKENS = 8  # more bars would be too thin on a phone
+from tinystories_lab.analysis.curves import BLUE, GREY, ORANGE, add_legend, new_axes
 
 
 def histogram(values: Sequence[int], title: str, x_label: str, mark: float, mark_label: str) -> Figure:
@@ -47,23 +44,6 @@ def coverage(counts: Sequence[int], share: float = 0.95) -> Figure:
     axes.plot(needed, covered[needed - 1], "o", color=ORANGE, label=f"{needed:,} words: {share:.0%} of the text")
     axes.set(xscale="log", xlim=(1, None), ylim=(0, 103))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    return add_legend(axes)
-
-
-def probabilities_at_temperatures(rows_at: Mapping[float, Sequence[tuple[str, float, float]]]) -> Figure:
-    """Draw the `top_next_tokens` of one text at up to three temperatures. Each token has a group of bars."""
-    axes = new_axes("One choice, several temperatures", "probability", "")
-    thickness = 0.8 / len(rows_at)
-    for number, (temperature, rows) in enumerate(rows_at.items()):
-        labels, probabilities, _ = zip(*rows[:_MAX_TOKENS], strict=True)
-        offset = (number - (len(rows_at) - 1) / 2) * thickness
-        places = [place + offset for place in range(len(labels))]
-        colour = (BLUE, ORANGE, GREEN)[number]
-        axes.barh(places, probabilities, thickness, color=colour, label=f"temperature {temperature}")
-    labels, families = printable(labels, "monospace")
-    labels = [label if len(label) <= _MAX_LABEL else label[: _MAX_LABEL - 1] + "…" for label in labels]
-    axes.set_yticks(range(len(labels)), labels, family=families, parse_math=False)
-    axes.invert_yaxis()
     return add_legend(axes)
 
 
