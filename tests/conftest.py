@@ -41,7 +41,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Each test file runs in one process, and so do the five notebooks, in their order."""
+    """Each test file runs in one process, and so do the notebooks, in their order."""
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):

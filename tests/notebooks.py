@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -70,40 +69,37 @@ def refresh() -> None:
     strip(NOTEBOOKS)
 
 
-# notebook: (cell, picture, the states of its widget): each state is what is pressed before it, (part of the widget, key,
-# how often). States are stacked in one picture.
-START = [("", "Home", 0)]
+# notebook: (cell, picture, part of the output, states of its widget). A state is what is pressed before it is shown: (part
+# of the widget, key, how often). The states are stacked in one picture.
+OUTPUT = ".jp-Cell-outputArea"
 PICTURES = {
-    "01_prepare": [("opening-plot", "openings", [START]), ("word-plot", "words", [START])],
+    "01_prepare": [("opening-plot", "openings", OUTPUT, [[]]), ("word-plot", "words", OUTPUT, [[]])],
     "02_tokenizer": [
-        ("watch-merges", "merges", [START, [("", "PageUp", 3)], [("", "End", 1)]]),
-        ("window-diagram", "windows", [START]),
+        ("watch-merges", "merges", OUTPUT, [[], [("", "PageUp", 3)], [("", "End", 1)]]),
+        ("window-diagram", "windows", OUTPUT, [[]]),
     ],
     "03_train": [
-        ("train-loop", "live_run", [START]),
-        ("provoke-patterns", "patterns", [START]),
-        ("time-lapse", "timelapse", [START, [("", "ArrowRight", 3)], [("", "ArrowRight", 2)], [("", "End", 1)]]),
+        ("train-loop", "live_run", OUTPUT, [[]]),
+        ("provoke-patterns", "patterns", "img", [[]]),
+        ("time-lapse", "timelapse", OUTPUT, [[], [("", "ArrowRight", 3)], [("", "ArrowRight", 2)], [("", "End", 1)]]),
     ],
     "04_generate": [
-        ("playground-widget", "playground", [[(".playground-token", "ArrowRight", 15)]]),
+        ("playground-widget", "playground", OUTPUT, [[(".playground-token", "ArrowRight", 15)]]),
         (
             "playground-widget",
             "playground_states",
-            [
-                [(".playground-token", "ArrowRight", 1)],
-                [(".playground-temperature", "ArrowRight", 10)],
-                [(".playground-top_k", "Home", 1)],
-            ],
+            ".playground-probabilities",
+            [[], [(".playground-temperature", "ArrowRight", 10)], [(".playground-top_k", "Home", 1)]],
         ),
-        ("surprisal-colours", "surprisal", [START]),
-        ("attention-on-a-name", "attention", [START]),
+        ("surprisal-colours", "surprisal", OUTPUT, [[]]),
+        ("attention-on-a-name", "attention", OUTPUT, [[]]),
     ],
     "05_retrospective": [
-        ("curve-plot", "loss_by_tokens", [START]),
-        ("rate-form", "rating", [START]),
-        ("two-runs", "two_runs", [START]),
+        ("curve-plot", "loss_by_tokens", "img", [[]]),
+        ("rate-form", "rating", OUTPUT, [[]]),
+        ("two-runs", "two_runs", "img", [[]]),
     ],
-    "06_beyond": [("load-guest", "guest", [START])],
+    "06_beyond": [("load-guest", "guest", OUTPUT, [[]])],
 }
 WIDEST = 1_000  # pixels of a saved picture
 
@@ -125,15 +121,15 @@ def pictures() -> None:
                 open_notebook(page, address, f"notebooks/{name}.ipynb")
                 run(page, "Run All Cells")
                 wait_until_all_ran(page)
-                for cell_id, image, states in wanted:
+                page.add_style_tag(content=".jp-OutputPrompt { display: none }")
+                for cell_id, image, part, states in wanted:
                     shown, shots = cell(page, READ[name], cell_id), []
-                    for part, key, times in chain.from_iterable([*state, ("", "", 0)] for state in states):
-                        for _ in range(times):
-                            slider(shown.locator(part) if part else shown).first.press(key)
-                            page.wait_for_timeout(500)
-                        if not key:
-                            output = shown.locator(".jp-Cell-outputArea").first
-                            shots.append(Image.open(io.BytesIO(output.screenshot())).convert("RGB"))
+                    for state in states:
+                        for place, key, times in state:
+                            for _ in range(times):
+                                slider(shown.locator(place) if place else shown).first.press(key)
+                                page.wait_for_timeout(500)
+                        shots.append(Image.open(io.BytesIO(shown.locator(part).last.screenshot())).convert("RGB"))
                     strip = Image.new(
                         "RGB", (max(shot.width for shot in shots), sum(it.height for it in shots)), "white"
                     )

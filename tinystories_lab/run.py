@@ -45,7 +45,7 @@ class Preset:
 _FAST = Preset(  # the same data, tokens and size, but better training: tests/benchmarks/RECIPE.md measures each change
     name="fast",
     model=GPTConfig(n_head=5),  # each head has 64 values
-    train=TrainConfig(optimizer="normuon", muon_lr=7e-3, peak_lr=1.2e-2, beta1=0.8, warmup_steps=250, seq_len_start=64),
+    train=TrainConfig(optimizer="muon", muon_lr=0.01, peak_lr=6e-3, warmup_steps=250, seq_len_start=64),
 )
 _TINY = Preset(  # built-in stories, about a minute on two CPU cores
     name="tiny",

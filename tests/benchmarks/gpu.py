@@ -322,7 +322,7 @@ def recipes(options: argparse.Namespace, data: Path) -> None:
     """Compare `fast` with `book`, and with a `book` of a better learning rate, on the stories of --stories."""
     if options.stories is None:
         return say("recipes", "left out: give real stories with --stories FILE")
-    names = ["fast", "fast, as in version 1", "fast, 45% of the steps", "book", "book, 2e-3"]
+    names = ["fast", "book, 2e-3", "book", "fast, NorMuon", "fast, NorMuon and high rates"]
     sizes = {"steps": 900} if GPU else {"steps": 4, "tokens": 128, "seq_len": 64}
     recipe.compare(options.stories, names, data, seeds=[0], say=partial(say, "recipes"), **sizes)
 
