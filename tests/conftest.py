@@ -53,7 +53,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """The longest files come first, so that the processes end at about the same time."""
-    longest = ["test_browser", "test_colab_path", "notebooks", "test_faults", "test_trainer", "test_failure_modes"]
+    longest = [
+        "test_browser",
+        "test_exercises",
+        "test_colab_path",
+        "notebooks",
+        "test_faults",
+        "test_trainer",
+        "test_failure_modes",
+    ]
 
     def place(item):
         name = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem

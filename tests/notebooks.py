@@ -36,7 +36,9 @@ def run_cells(cells: list, workspace: Path, allow_errors: bool = False, **enviro
     notebook = nbformat.v4.new_notebook(cells=cells)
     variables = {"TINYSTORIES_LAB_WORKSPACE": str(workspace), "TINYSTORIES_LAB_PRESET": "tiny", **environment}
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}
-    NotebookClient(notebook, allow_errors=allow_errors, resources=resources).execute(env={**os.environ, **variables})
+    # Sometimes pyzmq misses that a cell has ended until the timeout, which is no error then. Without one, it waits forever.
+    client = NotebookClient(notebook, timeout=90, allow_errors=allow_errors, resources=resources)
+    client.execute(env={**os.environ, **variables})
 
 
 def repository() -> str:
@@ -70,7 +72,7 @@ def refresh() -> None:
 
 
 # notebook: (cell, picture, part of the output, states of its widget). A state is what is pressed before it is shown: (part
-# of the widget, key, how often). The states are stacked in one picture.
+# of the widget, key, how often). The states are joined in one picture.
 OUTPUT = ".jp-Cell-outputArea"
 PICTURES = {
     "01_prepare": [("opening-plot", "openings", OUTPUT, [[]]), ("word-plot", "words", OUTPUT, [[]])],
@@ -121,7 +123,7 @@ def pictures() -> None:
                 open_notebook(page, address, f"notebooks/{name}.ipynb")
                 run(page, "Run All Cells")
                 wait_until_all_ran(page)
-                page.add_style_tag(content=".jp-OutputPrompt { display: none }")
+                page.add_style_tag(content=".jp-OutputPrompt, .jp-Collapser { display: none }")
                 for cell_id, image, part, states in wanted:
                     shown, shots = cell(page, READ[name], cell_id), []
                     for state in states:
@@ -130,12 +132,14 @@ def pictures() -> None:
                                 slider(shown.locator(place) if place else shown).first.press(key)
                                 page.wait_for_timeout(500)
                         shots.append(Image.open(io.BytesIO(shown.locator(part).last.screenshot())).convert("RGB"))
-                    strip = Image.new(
-                        "RGB", (max(shot.width for shot in shots), sum(it.height for it in shots)), "white"
-                    )
+                    wide, high = [shot.width for shot in shots], [shot.height for shot in shots]
+                    is_row = len(shots) > 1 and sum(wide) <= 1.6 * WIDEST  # narrow states stand side by side
+                    size = (sum(wide), max(high)) if is_row else (max(wide), sum(high))
+                    strip = Image.new("RGB", size, "white")
                     for place, shot in enumerate(shots):
-                        strip.paste(shot, (0, sum(before.height for before in shots[:place])))
-                    strip.thumbnail((WIDEST, 10 * WIDEST))
+                        strip.paste(shot, (sum(wide[:place]), 0) if is_row else (0, sum(high[:place])))
+                    if not is_row:
+                        strip.thumbnail((WIDEST, 10 * WIDEST))
                     strip.quantize(128).save(ROOT / "notebooks" / "images" / f"{image}.png", optimize=True)
 
 

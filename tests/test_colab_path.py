@@ -1,4 +1,4 @@
-"""A Colab learner runs all five notebooks on three machines: the first is taken away, the others start empty."""
+"""A Colab learner runs all notebooks on three machines: the first is taken away, the others start empty."""
 
 import os
 import re
