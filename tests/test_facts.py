@@ -32,7 +32,7 @@ FACTS = {
     "SwiGLU": ("03_train", "pieces-by-hand", "SiLU", "torch.sigmoid(gate)"),
     "tied embedding, no biases, no dropout": ("03_train", "build", "rows of the embedding", "model.head is None"),
     "9,952,320 parameters": ("03_train", "count-by-hand", "Add up the parameters", "count_parameters"),
-    "the first loss is ln(V), and 301 as listed": ("03_train", "first-loss-check", "301 instead of 9", "std=1.0"),
+    "the first loss is ln(V), and 301 as listed": ("03_train", "first-loss-check", "the first loss is 301", "std=1.0"),
     "AdamW and its two groups": ("03_train", "optimizer-groups", "AdamW", "param_groups"),
     "weight decay, and the filter that misses": ("03_train", "optimizer-groups", "'embed' in name", '"embed" in name'),
     "warm-up and cosine to a tenth": ("03_train", "optimizer-groups", "warm-up", "lr_curve"),

@@ -23,8 +23,7 @@ def choose_device() -> tuple[torch.device, str]:
         return torch.device("cuda"), f"training on the GPU {torch.cuda.get_device_name()}"
     if torch.backends.mps.is_available():
         return torch.device("mps"), "training on Apple's GPU (MPS)"
-    threads = torch.get_num_threads()
-    return torch.device("cpu"), f"training on the CPU with {threads} thread{'s' * (threads > 1)}: no GPU was found"
+    return torch.device("cpu"), f"training on the CPU (threads: {torch.get_num_threads()}), because no GPU was found"
 
 
 def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
