@@ -123,7 +123,9 @@ def pictures() -> None:
                 open_notebook(page, address, f"notebooks/{name}.ipynb")
                 run(page, "Run All Cells")
                 wait_until_all_ran(page)
-                page.add_style_tag(content=".jp-OutputPrompt, .jp-Collapser { display: none }")
+                page.add_style_tag(
+                    content=".jp-OutputPrompt, .jp-Collapser, .jp-OutputArea-promptOverlay { display: none }"
+                )
                 for cell_id, image, part, states in wanted:
                     shown, shots = cell(page, READ[name], cell_id), []
                     for state in states:
