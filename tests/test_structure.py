@@ -138,9 +138,9 @@ def test_no_chain_of_imports_is_longer_than_eight_files():
     assert chain_length(longest) <= 8, f"the chain from {longest} has {chain_length(longest)} files"
 
 
-def test_the_core_has_at_most_2110_lines_and_the_package_6980():
+def test_the_core_has_at_most_2110_lines_and_the_package_7000():
     assert lines_of(module for module in MODULES if part_of(module) in CORE) <= 2_110
-    assert lines_of(MODULES) <= 6_980
+    assert lines_of(MODULES) <= 7_000
 
 
 def test_the_readmes_example_trains_and_generates_with_the_core_alone(tmp_path, data_dir):

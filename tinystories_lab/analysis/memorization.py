@@ -1,6 +1,8 @@
 """Memorization: the longest passage of each story that also occurs in the training stories."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -8,9 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from tinystories_lab.data.text import WORD, real_stories_like
+from tinystories_lab.checkpoint import load_model
+from tinystories_lab.config import TrainConfig
+from tinystories_lab.data.text import WORD, prompt_of, real_stories_like
+from tinystories_lab.files import Row
+from tinystories_lab.generate import generate_samples
 from tinystories_lab.loader import open_tokens
+from tinystories_lab.model import GPTConfig
 from tinystories_lab.progress import progress
+from tinystories_lab.tokenizer import load_tokenizer, read_bin, save_tokenizer, write_bin
+from tinystories_lab.trainer import train
 
 _CHUNK = 2**20  # tokens of the file searched at a time: about 40 MB of memory, whatever the file's size
 _TABLE_BITS = 20
@@ -41,6 +50,27 @@ def overlap_rows(overlaps: Mapping[str, Sequence[Overlap]]) -> list[dict[str, An
     """Return a table row for each kind of story: the mean and the maximum number of words in its overlaps."""
     words = {kind: [overlap.words for overlap in found] for kind, found in overlaps.items()}
     return [{"stories": kind, "words copied, mean": fmean(of), "most": max(of)} for kind, of in words.items()]
+
+
+def train_on_few(
+    data_dir: str | Path, model_config: GPTConfig, seq_len: int, count: int = 12
+) -> tuple[Row, dict[str, list[Overlap]]]:
+    """Train a model on the first `count` training stories for 100 steps, and let it continue their first words.
+
+    Returns the last log row, and the `memorization_overlaps` of ten continuations with these `count` stories.
+    """
+    data_dir, tokenizer = Path(data_dir), load_tokenizer(Path(data_dir, "tokenizer.json"))
+    stories = list(islice(read_bin(data_dir / "train.bin", tokenizer), count))
+    prompts = [prompt_of(story, tokenizer) for story in stories]
+    fast = {"optimizer": "muon", "muon_lr": 0.01, "peak_lr": 6e-3}
+    config = TrainConfig(8, seq_len, total_steps=100, warmup_steps=10, sampling="stories", **fast)
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(tokenizer, Path(folder, "tokenizer.json"))
+        write_bin(Path(folder, "train.bin"), stories, tokenizer)
+        write_bin(Path(folder, "val.bin"), islice(read_bin(data_dir / "val.bin", tokenizer), 50), tokenizer)
+        *_, row = train(folder, folder, model_config, config)
+        generated = generate_samples(load_model(Path(folder, "final.pt")), tokenizer, 120, prompts)
+        return row, memorization_overlaps(generated, folder, tokenizer)
 
 
 def _longest_overlaps(stories: Sequence[str], train_bin: Path, tokenizer: Tokenizer) -> list[Overlap]:
